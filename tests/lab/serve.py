@@ -1,0 +1,303 @@
+"""The server host's programs, all in one process: `python -m tests.lab.serve FOLDER`, started by the lab.
+
+    7 tcp, udp   echo: what comes goes back, until end of file; a datagram at a time
+    53 tcp, udp  DNS for lab.test, see `_ZONE`
+    80 tcp       HTTP: the files of FOLDER/www; /git/ through git's own http-backend, repositories in FOLDER/git
+    7000 tcp     the actor: the first line of a connection says what the server shall do with it, see `_ACTS`
+
+All of them on IPv4 and IPv6. "ready" on the standard output when every socket listens. Each accepted connection and each
+DNS query is a line of JSON in FOLDER/witness.jsonl: what really arrived, where.
+
+Not here:   the lab's own names for these ports (`lab.py`), firewalls and unreachable hosts (`hosts.py`).
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import socketserver
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dnslib import AAAA, QTYPE, RR, TXT, A, DNSRecord  # type: ignore[import-untyped]
+
+from .clients.payload import BLOCK, receive_all, send_pattern
+
+ECHO, DNS, HTTP, ACTOR = 7, 53, 80, 7000
+DIGEST_SIZE = 32
+_witness_lock = threading.Lock()
+
+
+def main() -> None:
+    folder = sys.argv[1]
+    witness = open(f"{folder}/witness.jsonl", "a", buffering=1)  # noqa: SIM115  (open until the process ends)
+    services = [
+        _tcp(ECHO, _echo, witness), _tcp(ACTOR, _act, witness), _tcp(DNS, _dns_stream, witness),
+        _udp(ECHO, lambda data, _: data), _udp(DNS, partial(_dns_datagram, witness)), _http(folder, witness),
+    ]
+    for service in services:
+        threading.Thread(target=service, daemon=True).start()
+    print("ready", flush=True)
+    threading.Event().wait()
+
+
+def _saw(witness: Any, service: str, connection: socket.socket, **more: object) -> None:
+    line = json.dumps({"service": service, "to": connection.getsockname()[:2], "from": connection.getpeername()[:2], **more})
+    with _witness_lock:
+        witness.write(line + "\n")
+
+
+# -- TCP ------------------------------------------------------------------------------------------------------------
+
+
+def _tcp(port: int, serve: Callable[[socket.socket, Any], None], witness: Any) -> Callable[[], None]:
+    listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
+
+    def one(connection: socket.socket) -> None:
+        with connection:
+            try:
+                _saw(witness, f"tcp/{port}", connection)
+                serve(connection, witness)
+            except (ConnectionError, TimeoutError):
+                pass  # the client went away, as some tests do on purpose
+
+    def accept() -> None:
+        while True:
+            threading.Thread(target=one, args=(listener.accept()[0],), daemon=True).start()
+
+    return accept
+
+
+def _echo(connection: socket.socket, _: Any) -> None:
+    while data := connection.recv(BLOCK):
+        connection.sendall(data)
+
+
+def _act(connection: socket.socket, _: Any) -> None:
+    line = b""
+    while not line.endswith(b"\n"):
+        if not (byte := connection.recv(1)):
+            return
+        line += byte
+    verb, *arguments = line.decode().split()
+    _ACTS[verb](connection, *arguments)
+
+
+def _both_ways(connection: socket.socket, size: str) -> None:
+    """Send `size` bytes while receiving to the end of file; then the digests of what was sent and what was received."""
+    sent: list[bytes] = []
+    sender = threading.Thread(target=lambda: sent.append(send_pattern(connection, int(size), b"down")))
+    sender.start()
+    received = receive_all(connection)
+    sender.join()
+    connection.sendall(sent[0] + received.digest)
+
+
+def _answer_late(connection: socket.socket, size: str, delay: str) -> None:
+    """Read to the end of file, say how many bytes that were, wait `delay` seconds, send `size` bytes and close."""
+    received = receive_all(connection)
+    connection.sendall(received.count.to_bytes(8, "big"))
+    time.sleep(float(delay))
+    send_pattern(connection, int(size), b"late")
+
+
+_digests: dict[str, tuple[int, bytes]] = {}
+
+
+def _finish_first(connection: socket.socket, token: str) -> None:
+    """Send end of file at once, go on reading; `digest TOKEN` on another connection then tells what came."""
+    connection.sendall(b"bye")
+    connection.shutdown(socket.SHUT_WR)
+    received = receive_all(connection)
+    _digests[token] = (received.count, received.digest)
+
+
+def _digest(connection: socket.socket, token: str) -> None:
+    for _ in range(1000):
+        if token in _digests:
+            count, digest = _digests[token]
+            connection.sendall(count.to_bytes(8, "big") + digest)
+            return
+        time.sleep(0.01)
+
+
+def _reset(connection: socket.socket, size: str) -> None:
+    """Send `size` bytes, wait for one byte, then reset the connection."""
+    connection.sendall(b"x" * int(size))
+    connection.recv(1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _hold(connection: socket.socket) -> None:
+    """Read nothing and say nothing until the client is gone."""
+    connection.sendall(b"held")
+    while connection.recv(1, socket.MSG_PEEK):
+        time.sleep(0.05)
+
+
+def _wait_for_reset(connection: socket.socket, token: str) -> None:
+    """Read until the connection ends; `digest TOKEN` then says 0 for end of file, 1 for a reset."""
+    connection.sendall(b"x")
+    try:
+        receive_all(connection)
+        _digests[token] = (0, bytes(DIGEST_SIZE))
+    except ConnectionResetError:
+        _digests[token] = (1, bytes(DIGEST_SIZE))
+
+
+_ACTS: dict[str, Callable[..., None]] = {
+    "both-ways": _both_ways,
+    "answer-late": _answer_late,
+    "finish-first": _finish_first,
+    "digest": _digest,
+    "reset": _reset,
+    "hold": _hold,
+    "wait-for-reset": _wait_for_reset,
+}
+
+
+# -- UDP ------------------------------------------------------------------------------------------------------------
+
+
+def _udp(port: int, answer: Callable[[bytes, Any], bytes | None]) -> Callable[[], None]:
+    """Answers come from the address that was asked, which matters when every address is this host's."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    sock.bind(("::", port))
+
+    def serve() -> None:
+        while True:
+            data, control, _, client = sock.recvmsg(65536, 128)
+            reply = answer(data, client)
+            if reply is not None:
+                sock.sendmsg([reply], control, 0, client)
+
+    return serve
+
+
+# -- DNS ------------------------------------------------------------------------------------------------------------
+
+_LONG_TEXT = [f"{number:04} " + "long answers do not fit into a datagram of 512 or of 1232 bytes " * 3 for number in range(24)]
+_ZONE: dict[tuple[str, str], list[Any]] = {
+    ("a.lab.test", "A"): [A("198.51.100.1")],
+    ("many.lab.test", "A"): [A(f"198.51.100.{last}") for last in range(10, 20)],
+    ("aaaa.lab.test", "AAAA"): [AAAA("2001:db8:64::1")],
+    ("both.lab.test", "A"): [A("198.51.100.1")],
+    ("both.lab.test", "AAAA"): [AAAA("2001:db8:64::1")],
+    ("txt.lab.test", "TXT"): [TXT(["hello from", "the lab"])],
+    ("big.lab.test", "TXT"): [TXT(text) for text in _LONG_TEXT],
+}
+_NAMES = {name for name, _ in _ZONE}
+NXDOMAIN = 3
+
+
+def _resolve(query: bytes, room: int) -> bytes:
+    """The answer to `query`, or an empty one with TC set when it takes more than `room` bytes."""
+    asked = DNSRecord.parse(query)
+    name, kind = str(asked.q.qname).rstrip(".").lower(), QTYPE[asked.q.qtype]
+    reply = asked.reply()
+    for data in _ZONE.get((name, kind), []):
+        reply.add_answer(RR(asked.q.qname, asked.q.qtype, rdata=data, ttl=60))
+    if name not in _NAMES:
+        reply.header.rcode = NXDOMAIN
+    packed = bytes(reply.pack())
+    if len(packed) > room:
+        reply.rr = []
+        reply.header.tc = 1
+        packed = bytes(reply.pack())
+    return packed
+
+
+def _dns_datagram(witness: Any, query: bytes, client: Any) -> bytes:
+    asked = DNSRecord.parse(query)
+    with _witness_lock:
+        witness.write(json.dumps({"service": "udp/53", "from": client[:2], "name": str(asked.q.qname)}) + "\n")
+    sizes = [extra.edns_len for extra in asked.ar if extra.rtype == QTYPE.OPT]
+    return _resolve(query, max(512, *sizes) if sizes else 512)
+
+
+def _dns_stream(connection: socket.socket, _: Any) -> None:
+    with connection.makefile("rb") as stream:
+        while len(prefix := stream.read(2)) == 2:
+            answer = _resolve(stream.read(int.from_bytes(prefix, "big")), 65535)
+            connection.sendall(len(answer).to_bytes(2, "big") + answer)
+
+
+# -- HTTP -----------------------------------------------------------------------------------------------------------
+
+
+class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    address_family = socket.AF_INET6
+    daemon_threads = True
+    request_queue_size = 1024
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own would ask DNS for this host's name
+
+
+def _http(folder: str, witness: Any) -> Callable[[], None]:
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=f"{folder}/www")
+
+        def do_GET(self) -> None:
+            _saw(witness, "http", self.connection, path=self.path)
+            if self.path.startswith("/git/"):
+                self._git()
+            else:
+                super().do_GET()
+
+        def do_POST(self) -> None:
+            self._git()
+
+        def _git(self) -> None:
+            path, _, query = self.path.partition("?")
+            variables = {
+                "GIT_PROJECT_ROOT": f"{folder}/git", "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path.removeprefix("/git"),
+                "QUERY_STRING": query, "REQUEST_METHOD": self.command, "CONTENT_TYPE": self.headers.get("content-type", ""),
+                "GIT_PROTOCOL": self.headers.get("git-protocol", ""), "REMOTE_ADDR": self.client_address[0],
+                "HTTP_CONTENT_ENCODING": self.headers.get("content-encoding", ""),
+                # The repository belongs to whoever made it, which is no danger here.
+                "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*",
+            }
+            done = subprocess.run(["git", "http-backend"], input=self._body(), env={**os.environ, **variables},
+                                  stdout=subprocess.PIPE, check=False)
+            head, _, body = done.stdout.partition(b"\r\n\r\n")
+            fields = dict(line.split(": ", 1) for line in head.decode().splitlines())
+            self.send_response(int(fields.pop("Status", "200").split()[0]))
+            for name, value in {**fields, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _body(self) -> bytes:
+            if self.headers.get("transfer-encoding", "") != "chunked":
+                return self.rfile.read(int(self.headers.get("content-length", "0")))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet: the witness has it."""
+
+    return _Server(("::", HTTP), Handler).serve_forever
+
+
+if __name__ == "__main__":
+    main()
