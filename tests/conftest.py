@@ -1,6 +1,6 @@
 """Where tests run and what they stand on: see `tests/lab/lab.py` for the fixtures' use.
 
-The test process moves into namespaces of its own before anything else, so nothing that a test sends can leave the machine.
+The test process moves into namespaces of its own before anything else: nothing that a test sends can leave the machine.
 """
 
 from __future__ import annotations

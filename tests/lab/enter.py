@@ -9,7 +9,7 @@ can leave the machine, and nothing that it mounts or leaves behind outlives it. 
     the network         `lo` and nothing else; the lab's hosts are made beside it (`hosts.py`)
 
 Root gets all of it. An ordinary user becomes root of a user namespace, in which the lab works as well; what then cannot
-be had is the machine's own network, which only the tests marked `network` want (they ask for `Whereabouts.machine_net`).
+be had is the machine's own network (`Whereabouts.machine_net`), which only the tests marked `network` want.
 
 Invariants: called while the process has one thread; a second call changes nothing.
 Not here:   the lab itself (`hosts.py`).
@@ -49,7 +49,7 @@ def whereabouts() -> Whereabouts:
 
 
 def enter() -> Whereabouts:
-    """Go in. Where the system refuses, the process stays where it was and `closed` says why: tests without the lab run."""
+    """Go in. Where the system refuses, `closed` says why, and the tests that need no lab run all the same."""
     global _entered
     if _entered is None:
         try:
@@ -85,7 +85,7 @@ def _open_the_tun_node() -> None:
         return
     os.chmod(node, 0o666)
     if not os.path.exists(_TUN):
-        raise FileNotFoundError(f"{_TUN} does not exist; load the tun module (modprobe tun) or give it to the container")
+        raise FileNotFoundError(f"{_TUN} does not exist; modprobe tun, or give it to the container")
     ns.mount(node, _TUN, flags=ns.MS_BIND)
 
 

@@ -5,7 +5,8 @@ Two maps, made by `Wires.direct()` and `Wires.routed()`; nothing in either leads
     laptop 198.51.100.2, 2001:db8:64::2  ---  198.51.100.1, 2001:db8:64::1 server
     laptop 198.51.100.2, 2001:db8:64::2  ---  ….1 router ….1  ---  203.0.113.2, 2001:db8:113::2 server
 
-The laptop has default routes for both families, its own mounts and its own /etc/resolv.conf. Each host is a descriptor of this process, so nothing has to be taken down.
+The laptop has default routes for both families, its own mounts and its own /etc/resolv.conf.
+Each host is a descriptor of this process, so nothing has to be taken down.
 
 Firewall: on the server, what comes for these TCP and UDP ports has a fixed fate (`FATES`), so tests change no state:
 8101 dropped, 8102 host unreachable, 8103 port unreachable, 8104 administratively prohibited, 8105 reset, 8106 net
@@ -28,6 +29,7 @@ from .enter import SCRATCH
 from .processes import Place, environment, start
 
 FAMILIES = (4, 6)
+PREFIX = {4: 24, 6: 64}
 CLOSED_PORT = 8100
 FATES = {
     8101: ("drop", "drop"),
@@ -67,7 +69,7 @@ class Host:
         self.run("/bin/sh", "-c", 'printf "%s" "$2" > "/proc/sys/$1"', "sh", name.replace(".", "/"), value)
 
     def any_address(self) -> None:
-        """From now on every address that reaches this host is its own: servers on 0.0.0.0 and :: play the whole Internet."""
+        """From now on every address that arrives here is this host's own: its servers play the whole Internet."""
         self.ip("route replace local default dev lo table main", "route replace local ::/0 dev lo table main")
 
 
@@ -124,8 +126,21 @@ def _wire(near: Host, far: Host) -> None:
     name = f"to-{far.name}"
     peer = f"to-{near.name}"
     ends = (near.place.net, far.place.net)
-    argv = ["ip", "link", "add", name, "netns", f"/proc/self/fd/{ends[0]}",
-            "type", "veth", "peer", "name", peer, "netns", f"/proc/self/fd/{ends[1]}"]
+    argv = [
+        "ip",
+        "link",
+        "add",
+        name,
+        "netns",
+        f"/proc/self/fd/{ends[0]}",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        peer,
+        "netns",
+        f"/proc/self/fd/{ends[1]}",
+    ]
     subprocess.run(argv, check=True, pass_fds=ends, timeout=20)
     for host, device in ((near, name), (far, peer)):
         host.ip(
@@ -153,12 +168,16 @@ def _wait_for_carrier(host: Host, device: str) -> None:
 
 
 def _dress_server(server: Host, deaf: dict[int, str]) -> None:
-    rules = [f"meta nfproto {'ipv4' if family == 4 else 'ipv6'} meta l4proto {protocol} th dport {port} {fates[i]}"
-             for port, fates in FATES.items() for i, family in enumerate(FAMILIES)
-             for protocol in ("tcp", "udp") if protocol == "tcp" or "tcp reset" not in fates[i]]
+    rules = [
+        f"meta nfproto {'ipv4' if family == 4 else 'ipv6'} meta l4proto {protocol} th dport {port} {fates[i]}"
+        for port, fates in FATES.items()
+        for i, family in enumerate(FAMILIES)
+        for protocol in ("tcp", "udp")
+        if protocol == "tcp" or "tcp reset" not in fates[i]
+    ]
     rules += [f"{'ip' if family == 4 else 'ip6'} daddr {address} udp dport 53 drop" for family, address in deaf.items()]
     server.nft("table inet fates { chain input { type filter hook input priority 0;\n" + "\n".join(rules) + "\n}\n}\n")
-    server.ip(*(f"addr add {address}/{24 if family == 4 else 64} dev to-laptop nodad" for family, address in deaf.items()))
+    server.ip(*(f"addr add {address}/{PREFIX[family]} dev to-laptop nodad" for family, address in deaf.items()))
     # Refusals are limited to one a millisecond and peer by default; a test that makes many must get them all.
     server.sysctl("net.ipv4.icmp_ratelimit", "0")
     server.sysctl("net.ipv6.icmp.ratelimit", "0")

@@ -2,7 +2,7 @@
 
 The tests' own interpreter may lie in a closed home folder, so the lab uses one of the system's. Two steps:
 
-    collect()                       with a network (`make` calls it): the wheels of what childflow needs, into build/wheels
+    collect()                       with a network (`make` calls it): wheels of what childflow needs, in build/wheels
     make_environment(), install()   without (each test session): childflow's wheel is built and installed in HOME
 
 The built wheel is kept under build/wheels too, named by a hash of the sources, and is built again when they change.
@@ -27,8 +27,10 @@ WHEELS = Path(PROJECT, "build", "wheels")
 HOME = Path(SCRATCH, "venv")
 _SYSTEM_FOLDERS = ("/usr/bin", "/usr/local/bin")
 _NAMES = ("python3.13", "python3.12", "python3.11", "python3")
-_PROBE = "import sys, sysconfig, os, venv; sys.exit(not (sys.version_info >= (3, 11) and " \
-         "os.path.exists(sysconfig.get_path('include') + '/Python.h')))"
+_PROBE = (
+    "import sys, sysconfig, os, venv; sys.exit(not (sys.version_info >= (3, 11) and "
+    "os.path.exists(sysconfig.get_path('include') + '/Python.h')))"
+)
 _BUILD_TOOLS = ("pip", "setuptools>=65", "wheel")
 _TIME_LIMIT = 600
 
@@ -40,7 +42,7 @@ def system_python() -> str:
             path = f"{folder}/{name}"
             if os.path.exists(path) and subprocess.run([path, "-c", _PROBE], check=False, timeout=20).returncode == 0:
                 return path
-    raise FileNotFoundError(f"no Python >= 3.11 with headers in {', '.join(_SYSTEM_FOLDERS)}; install python3-dev and python3-venv")
+    raise FileNotFoundError("no Python >= 3.11 with headers in /usr/bin; install python3-dev and python3-venv")
 
 
 def collect() -> None:
@@ -53,8 +55,11 @@ def collect() -> None:
     tool = work / "tool"
     try:
         subprocess.run([python, "-m", "venv", str(tool)], check=True, timeout=_TIME_LIMIT)
-        subprocess.run([str(tool / "bin/pip"), "wheel", "--quiet", "-w", str(work), *_BUILD_TOOLS, *_needs()],
-                       check=True, timeout=_TIME_LIMIT)
+        subprocess.run(
+            [str(tool / "bin/pip"), "wheel", "--quiet", "-w", str(work), *_BUILD_TOOLS, *_needs()],
+            check=True,
+            timeout=_TIME_LIMIT,
+        )
         shutil.rmtree(tool)
         work.rename(ready)
     finally:
@@ -65,7 +70,7 @@ def make_environment() -> None:
     """The virtual environment with all but childflow. Needs `collect()` to have run, but no network."""
     wheels = WHEELS / _needs_key()
     if not wheels.is_dir():
-        raise FileNotFoundError("build/wheels is missing or older than pyproject.toml; run `make test-wheels` (needs a network)")
+        raise FileNotFoundError("build/wheels is missing or not for this pyproject.toml; run `make test-wheels`")
     subprocess.run([system_python(), "-m", "venv", "--without-pip", str(HOME)], check=True, timeout=_TIME_LIMIT)
     _pip("install", "--find-links", str(wheels), *_BUILD_TOOLS, *_needs())
 
@@ -93,10 +98,26 @@ def _own_wheel() -> Path:
 
 def _pip(*arguments: str) -> None:
     """The tests' own pip, at work on the new environment; with its whole output when it fails."""
-    argv = [sys.executable, "-m", "pip", "--python", str(HOME / "bin/python"), "--no-input", arguments[0],
-            "--no-index", "--quiet", *arguments[1:]]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_TIME_LIMIT,
-                          env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"})
+    argv = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(HOME / "bin/python"),
+        "--no-input",
+        arguments[0],
+        "--no-index",
+        "--quiet",
+        *arguments[1:],
+    ]
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TIME_LIMIT,
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"},
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(argv)}\n{done.stdout}\n{done.stderr}")
 
@@ -104,9 +125,10 @@ def _pip(*arguments: str) -> None:
 def _sources() -> list[Path]:
     """What goes into the wheel: the package without anything that a build leaves behind."""
     project = Path(PROJECT)
-    kinds = {".py", ".c", ".h", ".typed"}
-    package = [path for path in project.joinpath("childflow").rglob("*")
-               if path.suffix in kinds and "__pycache__" not in path.parts and path.name not in ("_netstack.c", "_sandbox.c")]
+    kinds, generated = {".py", ".c", ".h", ".typed"}, {"_netstack.c", "_sandbox.c"}
+    package = [
+        path for path in project.joinpath("childflow").rglob("*") if path.suffix in kinds and path.name not in generated
+    ]
     top = [project / name for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")]
     return sorted(path for path in [*package, *top] if path.is_file())
 

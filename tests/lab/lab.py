@@ -15,8 +15,8 @@
         r = running.wait(timeout=5)
 
 Fixtures (`tests/conftest.py`): `lab` (the direct map), `routed_lab` (a router between), `caller` (every test once as an
-ordinary user and once as root), `family` (4 and 6), `outside_caller` (a caller on the machine's own network; only for tests
-marked `network`). What a test changes by `lab.resolvers.use(...)` or `lab.ping_group(...)` is undone after it.
+ordinary user and once as root), `family` (4 and 6), `outside_caller` (one on the machine's own network; only for
+tests marked `network`). What a test changes by `lab.resolvers.use(...)` or `lab.ping_group(...)` is undone after it.
 Servers: `serve.py`; addresses and refused ports: `hosts.py`; limits and results: `processes.py`.
 
 Childflow is the installed wheel (`install.py`), never the source tree.
@@ -62,8 +62,13 @@ class Lab:
 
     def serve(self, module: str, *arguments: str) -> Running:
         """Start a Python module of the tests on the server host and wait for its "ready"."""
-        running = start([sys.executable, "-m", module, *arguments], self.server.place, "root", cwd=PROJECT,
-                        env=environment("root", SYSTEM_PATH))
+        running = start(
+            [sys.executable, "-m", module, *arguments],
+            self.server.place,
+            "root",
+            cwd=PROJECT,
+            env=environment("root", SYSTEM_PATH),
+        )
         running.says("ready")
         return running
 
@@ -118,14 +123,28 @@ class Caller:
         """Run the command alone in the same place: the control."""
         return self.start(*command, bare=True, **more).wait(timeout)
 
-    def start(self, *command: str, flags: Sequence[str] = (), bare: bool = False, cwd: Path | None = None,
-              env: Mapping[str, str] | None = None, stdin: bytes = b"") -> Running:
+    def start(
+        self,
+        *command: str,
+        flags: Sequence[str] = (),
+        bare: bool = False,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+    ) -> Running:
         """Start a command under childflow (alone when `bare`), with the flow log recorded for `Result.events`."""
         _once(install.make_environment)
         log = self._new_flow_log()
         argv = list(command) if bare else [*_childflow(), "--flow-log", str(log), *flags, "--", *command]
-        return start(argv, self.place, self.user, cwd=str(cwd or self.home), env={**self.environment, **(env or {})},
-                     stdin=stdin, events=lambda: _json_lines(log))
+        return start(
+            argv,
+            self.place,
+            self.user,
+            cwd=str(cwd or self.home),
+            env={**self.environment, **(env or {})},
+            stdin=stdin,
+            events=lambda: _json_lines(log),
+        )
 
     def folder(self, name: str) -> Path:
         """A new empty directory of this caller."""

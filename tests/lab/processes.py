@@ -76,8 +76,14 @@ class Result:
 class Running:
     """A program under way. As a context manager it is killed at the end of the block if it still runs."""
 
-    def __init__(self, argv: Sequence[str], process: subprocess.Popen[bytes], out: BinaryIO, err: BinaryIO,
-                 events: Callable[[], list[dict[str, Any]]]) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        process: subprocess.Popen[bytes],
+        out: BinaryIO,
+        err: BinaryIO,
+        events: Callable[[], list[dict[str, Any]]],
+    ) -> None:
         self.argv, self.process, self.pid = argv, process, process.pid
         self._out, self._err, self._events = out, err, events
         self._started = time.monotonic()
@@ -105,7 +111,8 @@ class Running:
         """Wait until `word` shows in the standard output."""
         end = time.monotonic() + limit
         while word not in _text(self._out):
-            assert time.monotonic() < end and self.process.poll() is None, f"no {word!r} from {self.argv}: {self.so_far()}"
+            if time.monotonic() > end or self.process.poll() is not None:
+                raise AssertionError(f"no {word!r} from {self.argv}: {self.so_far()}")
             time.sleep(0.01)
 
     def wait(self, timeout: float = TIME_LIMIT) -> Result:
@@ -120,8 +127,17 @@ class Running:
         return Result(self.argv, code if code >= 0 else 128 - code, out, err, duration, self._events())
 
 
-def start(argv: Sequence[str], place: Place, user: str, *, cwd: str, env: Mapping[str, str], stdin: bytes = b"",
-          events: Callable[[], list[dict[str, Any]]] = list, pass_fds: Sequence[int] = ()) -> Running:
+def start(
+    argv: Sequence[str],
+    place: Place,
+    user: str,
+    *,
+    cwd: str,
+    env: Mapping[str, str],
+    stdin: bytes = b"",
+    events: Callable[[], list[dict[str, Any]]] = list,
+    pass_fds: Sequence[int] = (),
+) -> Running:
     """Start `argv` as `user` ("ordinary" or "root") in `place`, in a session of its own."""
     out, err, given = _unnamed_file(), _unnamed_file(), _unnamed_file()
     given.write(stdin)
@@ -133,8 +149,16 @@ def start(argv: Sequence[str], place: Place, user: str, *, cwd: str, env: Mappin
         os.chdir(cwd)
         ns.die_with_parent()
 
-    process = subprocess.Popen(argv, stdin=given, stdout=out, stderr=err, env=dict(env), preexec_fn=prepare,
-                               start_new_session=True, pass_fds=pass_fds)
+    process = subprocess.Popen(
+        argv,
+        stdin=given,
+        stdout=out,
+        stderr=err,
+        env=dict(env),
+        preexec_fn=prepare,  # noqa: PLW1509  (this process has one thread)
+        start_new_session=True,
+        pass_fds=pass_fds,
+    )
     given.close()
     return Running(argv, process, out, err, events)
 

@@ -5,8 +5,8 @@
     80 tcp       HTTP: the files of FOLDER/www; /git/ through git's own http-backend, repositories in FOLDER/git
     7000 tcp     the actor: the first line of a connection says what the server shall do with it, see `_ACTS`
 
-All of them on IPv4 and IPv6. "ready" on the standard output when every socket listens. Each accepted connection and each
-DNS query is a line of JSON in FOLDER/witness.jsonl: what really arrived, where.
+All of them on IPv4 and IPv6. "ready" on the standard output when every socket listens. Each accepted connection and
+each DNS query is a line of JSON in FOLDER/witness.jsonl: what really arrived, where.
 
 Not here:   the lab's own names for these ports (`lab.py`), firewalls and unreachable hosts (`hosts.py`).
 """
@@ -40,8 +40,12 @@ def main() -> None:
     folder = sys.argv[1]
     witness = open(f"{folder}/witness.jsonl", "a", buffering=1)  # noqa: SIM115  (open until the process ends)
     services = [
-        _tcp(ECHO, _echo, witness), _tcp(ACTOR, _act, witness), _tcp(DNS, _dns_stream, witness),
-        _udp(ECHO, lambda data, _: data), _udp(DNS, partial(_dns_datagram, witness)), _http(folder, witness),
+        _tcp(ECHO, _echo, witness),
+        _tcp(ACTOR, _act, witness),
+        _tcp(DNS, _dns_stream, witness),
+        _udp(ECHO, lambda data, _: data),
+        _udp(DNS, partial(_dns_datagram, witness)),
+        _http(folder, witness),
     ]
     for service in services:
         threading.Thread(target=service, daemon=True).start()
@@ -50,7 +54,8 @@ def main() -> None:
 
 
 def _saw(witness: Any, service: str, connection: socket.socket, **more: object) -> None:
-    line = json.dumps({"service": service, "to": connection.getsockname()[:2], "from": connection.getpeername()[:2], **more})
+    ends = {"to": connection.getsockname()[:2], "from": connection.getpeername()[:2]}
+    line = json.dumps({"service": service, **ends, **more})
     with _witness_lock:
         witness.write(line + "\n")
 
@@ -187,7 +192,9 @@ def _udp(port: int, answer: Callable[[bytes, Any], bytes | None]) -> Callable[[]
 
 # -- DNS ------------------------------------------------------------------------------------------------------------
 
-_LONG_TEXT = [f"{number:04} " + "long answers do not fit into a datagram of 512 or of 1232 bytes " * 3 for number in range(24)]
+_LONG_TEXT = [
+    f"{number:04} " + "this answer fits into no datagram of 512 or of 1232 bytes " * 3 for number in range(24)
+]
 _ZONE: dict[tuple[str, str], list[Any]] = {
     ("a.lab.test", "A"): [A("198.51.100.1")],
     ("many.lab.test", "A"): [A(f"198.51.100.{last}") for last in range(10, 20)],
@@ -266,15 +273,27 @@ def _http(folder: str, witness: Any) -> Callable[[], None]:
         def _git(self) -> None:
             path, _, query = self.path.partition("?")
             variables = {
-                "GIT_PROJECT_ROOT": f"{folder}/git", "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path.removeprefix("/git"),
-                "QUERY_STRING": query, "REQUEST_METHOD": self.command, "CONTENT_TYPE": self.headers.get("content-type", ""),
-                "GIT_PROTOCOL": self.headers.get("git-protocol", ""), "REMOTE_ADDR": self.client_address[0],
+                "GIT_PROJECT_ROOT": f"{folder}/git",
+                "GIT_HTTP_EXPORT_ALL": "1",
+                "PATH_INFO": path.removeprefix("/git"),
+                "QUERY_STRING": query,
+                "REQUEST_METHOD": self.command,
+                "CONTENT_TYPE": self.headers.get("content-type", ""),
+                "GIT_PROTOCOL": self.headers.get("git-protocol", ""),
+                "REMOTE_ADDR": self.client_address[0],
                 "HTTP_CONTENT_ENCODING": self.headers.get("content-encoding", ""),
                 # The repository belongs to whoever made it, which is no danger here.
-                "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*",
+                "GIT_CONFIG_COUNT": "1",
+                "GIT_CONFIG_KEY_0": "safe.directory",
+                "GIT_CONFIG_VALUE_0": "*",
             }
-            done = subprocess.run(["git", "http-backend"], input=self._body(), env={**os.environ, **variables},
-                                  stdout=subprocess.PIPE, check=False)
+            done = subprocess.run(
+                ["git", "http-backend"],
+                input=self._body(),
+                env={**os.environ, **variables},
+                stdout=subprocess.PIPE,
+                check=False,
+            )
             head, _, body = done.stdout.partition(b"\r\n\r\n")
             fields = dict(line.split(": ", 1) for line in head.decode().splitlines())
             self.send_response(int(fields.pop("Status", "200").split()[0]))

@@ -1,0 +1,80 @@
+"""The lab itself: what its own promises are worth, without childflow."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.hosts import CLOSED_PORT, DEAF, UNROUTED
+from tests.lab.lab import Caller, Lab
+from tests.lab.serve import ACTOR, ECHO
+
+ERRORS = {
+    8102: {4: "EHOSTUNREACH", 6: "EHOSTUNREACH"},
+    8103: {4: "ECONNREFUSED", 6: "ECONNREFUSED"},
+    8104: {4: "EHOSTUNREACH", 6: "EACCES"},
+    8105: {4: "ECONNREFUSED", 6: "ECONNREFUSED"},
+    8106: {4: "ENETUNREACH", 6: "ENETUNREACH"},
+    CLOSED_PORT: {4: "ECONNREFUSED", 6: "ECONNREFUSED"},
+}
+
+
+def test_callers_are_who_they_should_be(caller: Caller) -> None:
+    said = caller.direct("cat", "/proc/self/status").ok().stdout
+    fields = dict(line.split(":\t", 1) for line in said.splitlines() if ":\t" in line)
+    assert fields["Uid"].split()[0] == ("1000" if caller.user == "ordinary" else "0")
+    assert (int(fields["CapEff"], 16) == 0) == (caller.user == "ordinary")
+
+
+def test_each_port_has_its_fate(lab: Lab, caller: Caller, family: int) -> None:
+    outcomes = caller.direct(*lab.client("connect", lab.server_ip(family), ",".join(map(str, ERRORS)))).json()
+    assert {port: outcomes[str(port)]["error"] for port in ERRORS} == {port: ERRORS[port][family] for port in ERRORS}
+
+
+def test_no_route(lab: Lab, caller: Caller, family: int) -> None:
+    assert caller.direct(*lab.client("connect", UNROUTED[family], 80)).json()["80"]["error"] == "EHOSTUNREACH"
+
+
+def test_servers_answer(lab: Lab, caller: Caller, family: int) -> None:
+    server = lab.server_ip(family)
+    assert caller.direct("curl", "-sS", lab.url("/hello", family)).ok().stdout == "hello from the lab\n"
+    assert all(caller.direct(*lab.client("transfer", server, ACTOR, 1 << 20)).json().values())
+    assert caller.direct(*lab.client("many", server, ECHO, "at-once", 20)).json()["right"] == 20
+    assert caller.direct(*lab.client("datagrams", server, ECHO, "count", 100)).json()["right"] == 100
+    assert caller.direct(*lab.client("datagrams", server, ECHO, "sizes", "1,1473,65507")).json()["right"] == 3
+
+
+@pytest.mark.parametrize("order", ["child-first", "server-first", "reset-by-server", "reset-by-child"])
+def test_ends_of_connections(lab: Lab, caller: Caller, family: int, order: str) -> None:
+    r = caller.direct(*lab.client("half_close", lab.server_ip(family), ACTOR, order))
+    assert r.json()["right"], r.told()
+
+
+def test_resolvers(lab: Lab, caller: Caller) -> None:
+    assert caller.direct(*lab.client("resolve", "both.lab.test")).json()["addresses"] == [
+        "198.51.100.1",
+        "2001:db8:64::1",
+    ]
+    assert caller.direct(*lab.client("resolve", "missing.lab.test")).json()["error"] == "EAI_NONAME"
+    lab.resolvers.use([DEAF[4], lab.server_ip(4)], options="options timeout:1")
+    assert 1 <= caller.direct(*lab.client("resolve", "a.lab.test", "4")).json()["seconds"] < 3
+
+
+def test_a_router_between(routed_lab: Lab, routed_caller: Caller, family: int) -> None:
+    r = routed_caller.direct("traceroute", f"-{family}", "-n", "-q1", "-m5", routed_lab.server_ip(family)).ok()
+    assert len(r.stdout.splitlines()) == 3
+
+
+def test_the_witness_saw_the_visitors(lab: Lab, caller: Caller) -> None:
+    before = len(lab.witness())
+    caller.direct("curl", "-sS", lab.url("/hello?witness", 6)).ok()
+    assert any(seen.get("path") == "/hello?witness" for seen in lab.witness()[before:])
+
+
+def test_a_program_that_hangs_is_ended(lab: Lab, caller: Caller) -> None:
+    with pytest.raises(AssertionError, match=r"still running after 0\.2 s"):
+        caller.direct("sleep", "30", timeout=0.2)
+
+
+def test_nothing_leads_out(lab: Lab, caller: Caller) -> None:
+    assert caller.direct("ping", "-c1", "-W1", "198.51.100.77").status == 1
+    assert lab.server.run("ip", "route", "show", "default") == ""
