@@ -1,0 +1,138 @@
+/* host.c: real sockets, non-blocking and in the stack's edge-triggered epoll set.
+ *
+ * The kernel segments, retransmits and paces towards the far host; nothing of the child's TCP headers gets there.
+ * Not here: what is read and written when (tcp_splice.c, udp.c). */
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "stack.h"
+
+#define UDP_BUFFER (1 << 20) /* bytes; a burst that one turn has not read yet. The kernel caps it at net.core.?mem_max */
+
+void host_send_address(void *sockaddr, uint32_t *len, const struct flow *f)
+{
+	struct sockaddr_in *v4 = sockaddr;
+	struct sockaddr_in6 *v6 = sockaddr;
+
+	if (f->address_len == 4) {
+		*v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(f->remote_port)};
+		memcpy(&v4->sin_addr, f->remote, 4);
+		*len = sizeof(*v4);
+	} else {
+		*v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(f->remote_port)};
+		memcpy(&v6->sin6_addr, f->remote, 16);
+		*len = sizeof(*v6);
+	}
+}
+
+static void set_int(int fd, int level, int option, int value) { setsockopt(fd, level, option, &value, sizeof(value)); }
+
+static int watch(struct cf_stack *st, int fd, uint64_t tag)
+{
+	struct epoll_event e = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = tag};
+
+	return epoll_ctl(st->epoll_fd, EPOLL_CTL_ADD, fd, &e);
+}
+
+static int new_socket(struct cf_stack *st, int address_len, int type)
+{
+	int fd = socket(address_len == 4 ? AF_INET : AF_INET6, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
+		drop(st, CF_DROP_NO_DESCRIPTOR);
+	if (fd >= 0 && address_len == 16)
+		set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1); /* an IPv4-mapped address never becomes an IPv4 connection */
+	return fd;
+}
+
+static void tune_stream(const struct flow *f, int fd)
+{
+	set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1); /* the child's own TCP has decided what to hold back */
+	set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1);
+	set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+	if (f->hop_limit == HOP_LIMIT_DEFAULT)
+		return;
+	if (f->address_len == 4)
+		set_int(fd, IPPROTO_IP, IP_TTL, f->hop_limit - 1);
+	else
+		set_int(fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS, f->hop_limit - 1);
+}
+
+/* Start connecting the host side of @f; 0, or the errno that says why it can't be. */
+int host_connect(struct cf_stack *st, struct flow *f)
+{
+	struct sockaddr_in6 to;
+	uint32_t to_len;
+
+	f->host_fd = new_socket(st, f->address_len, SOCK_STREAM);
+	if (f->host_fd < 0)
+		return errno;
+	tune_stream(f, f->host_fd);
+	host_send_address(&to, &to_len, f);
+	if (connect(f->host_fd, (struct sockaddr *)&to, to_len) < 0 && errno != EINPROGRESS)
+		return errno;
+	return watch(st, f->host_fd, flow_id(f)) < 0 ? errno : 0;
+}
+
+/* Take a connected stream socket as the host side of @f; 0, or -1 with errno and the descriptor left alone. */
+int host_adopt(struct cf_stack *st, struct flow *f, int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+		return -1;
+	if (watch(st, fd, flow_id(f)) < 0)
+		return -1;
+	f->host_fd = fd;
+	return 0;
+}
+
+/* After the socket became writable: 0 when it is connected, else the errno. */
+int host_finish_connect(struct flow *f)
+{
+	int error = 0;
+	socklen_t len = sizeof(error);
+
+	if (getsockopt(f->host_fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
+		return errno;
+	return error;
+}
+
+/* Close the host socket, at once and with an RST if @reset, else as close(2) does. */
+void host_close(struct flow *f, bool reset)
+{
+	struct linger now = {1, 0};
+
+	if (f->host_fd < 0)
+		return;
+	if (reset)
+		setsockopt(f->host_fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	close(f->host_fd);
+	f->host_fd = -1;
+}
+
+/* An unconnected UDP socket that reports ICMP errors with their origin; -1 with errno. */
+int host_udp_socket(struct cf_stack *st, int address_len, uint64_t tag)
+{
+	int fd = new_socket(st, address_len, SOCK_DGRAM);
+
+	if (fd < 0)
+		return -1;
+	if (address_len == 4)
+		set_int(fd, IPPROTO_IP, IP_RECVERR, 1);
+	else
+		set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
+	set_int(fd, SOL_SOCKET, SO_RCVBUF, UDP_BUFFER);
+	set_int(fd, SOL_SOCKET, SO_SNDBUF, UDP_BUFFER);
+	if (watch(st, fd, tag) < 0) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}

@@ -1,0 +1,175 @@
+/* ring.c: byte rings in a pool.
+ *
+ * Why rings: a sequence number is an offset, so retransmission, partial acknowledgement and reassembly need no list of
+ * buffers. Why a pool: a flow holds a ring only while it holds bytes, so idle flows cost nothing, and the limit on all
+ * payload memory is one comparison. An emptied ring starts again at its first byte, so a ring that carries little touches
+ * few pages. Not here: what the bytes mean (tcp_*.c). */
+#include "ring.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define FREE_RINGS_KEPT 32 /* freed rings kept for the next flow; more go back to the system */
+
+struct ring *ring_get(struct ring_pool *pool)
+{
+	struct ring *r = pool->free;
+
+	if (pool->live >= pool->limit)
+		return NULL;
+	if (r) {
+		pool->free = r->next_free;
+		pool->free_count--;
+	} else if (!(r = malloc(sizeof(*r) + pool->capacity))) {
+		return NULL;
+	}
+	pool->live++;
+	r->head = r->len = r->ahead_count = 0;
+	return r;
+}
+
+void ring_put(struct ring_pool *pool, struct ring *r)
+{
+	pool->live--;
+	if (pool->free_count >= FREE_RINGS_KEPT) {
+		free(r);
+		return;
+	}
+	r->next_free = pool->free;
+	pool->free = r;
+	pool->free_count++;
+}
+
+void ring_pool_free(struct ring_pool *pool)
+{
+	while (pool->free) {
+		struct ring *next = pool->free->next_free;
+
+		free(pool->free);
+		pool->free = next;
+	}
+	pool->free_count = 0;
+}
+
+static int pieces(const struct ring_pool *pool, struct ring *r, uint32_t offset, uint32_t len, struct iovec out[2])
+{
+	uint32_t at = (r->head + offset) & (pool->capacity - 1);
+	uint32_t first = pool->capacity - at < len ? pool->capacity - at : len;
+
+	if (len == 0)
+		return 0;
+	out[0] = (struct iovec){r->bytes + at, first};
+	out[1] = (struct iovec){r->bytes, len - first};
+	return first < len ? 2 : 1;
+}
+
+int ring_space(const struct ring_pool *pool, struct ring *r, uint32_t max, struct iovec out[2])
+{
+	uint32_t space = pool->capacity - r->len;
+
+	return pieces(pool, r, r->len, space < max ? space : max, out);
+}
+
+int ring_text(const struct ring_pool *pool, struct ring *r, uint32_t offset, uint32_t len, struct iovec out[2])
+{
+	return pieces(pool, r, offset, len, out);
+}
+
+void ring_consume(const struct ring_pool *pool, struct ring *r, uint32_t len)
+{
+	r->head = (r->head + len) & (pool->capacity - 1);
+	r->len -= len;
+	for (uint32_t i = 0; i < r->ahead_count; i++) {
+		r->ahead[i].start -= len;
+		r->ahead[i].end -= len;
+	}
+	if (r->len == 0 && r->ahead_count == 0)
+		r->head = 0;
+}
+
+static void write_at(const struct ring_pool *pool, struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t len)
+{
+	struct iovec to[2];
+	int n = pieces(pool, r, offset, len, to);
+
+	for (int i = 0; i < n; i++) {
+		memcpy(to[i].iov_base, bytes, to[i].iov_len);
+		bytes += to[i].iov_len;
+	}
+}
+
+/* Write only what no interval holds yet: of bytes that were sent twice, the first ones count. */
+static void write_uncovered(const struct ring_pool *pool, struct ring *r, struct interval in, const uint8_t *bytes)
+{
+	uint32_t at = in.start;
+
+	for (uint32_t i = 0; i < r->ahead_count && at < in.end; i++) {
+		struct interval have = r->ahead[i];
+
+		if (have.end <= at)
+			continue;
+		if (have.start >= in.end)
+			break;
+		if (have.start > at)
+			write_at(pool, r, at, bytes + (at - in.start), have.start - at);
+		at = have.end;
+	}
+	if (at < in.end)
+		write_at(pool, r, at, bytes + (at - in.start), in.end - at);
+}
+
+/* Merge @in into the sorted intervals; false when there is no room for one more. */
+static bool interval_add(struct ring *r, struct interval in)
+{
+	uint32_t first = 0, last;
+
+	while (first < r->ahead_count && r->ahead[first].end < in.start)
+		first++;
+	last = first;
+	while (last < r->ahead_count && r->ahead[last].start <= in.end) {
+		if (r->ahead[last].start < in.start)
+			in.start = r->ahead[last].start;
+		if (r->ahead[last].end > in.end)
+			in.end = r->ahead[last].end;
+		last++;
+	}
+	if (first == last && r->ahead_count == RING_HOLES)
+		return false;
+	memmove(r->ahead + first + 1, r->ahead + last, (r->ahead_count - last) * sizeof(in));
+	r->ahead[first] = in;
+	r->ahead_count = r->ahead_count + 1 - (last - first);
+	return true;
+}
+
+static void absorb_ahead(struct ring *r)
+{
+	if (r->ahead_count == 0 || r->ahead[0].start > r->len)
+		return;
+	if (r->ahead[0].end > r->len)
+		r->len = r->ahead[0].end;
+	r->ahead_count--;
+	memmove(r->ahead, r->ahead + 1, r->ahead_count * sizeof(r->ahead[0]));
+}
+
+bool ring_insert(const struct ring_pool *pool, struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t len)
+{
+	struct interval in = {offset, offset + len};
+
+	if (len == 0)
+		return true;
+	if (offset == r->len && r->ahead_count == 0) { /* nearly always */
+		write_at(pool, r, offset, bytes, len);
+		r->len += len;
+		return true;
+	}
+	if (r->ahead_count == RING_HOLES && offset > r->len)
+		return false;
+	write_uncovered(pool, r, in, bytes);
+	if (offset == r->len) {
+		r->len = in.end;
+		while (r->ahead_count > 0 && r->ahead[0].start <= r->len)
+			absorb_ahead(r);
+		return true;
+	}
+	return interval_add(r, in);
+}

@@ -1,0 +1,92 @@
+/* slow.c: the bounded queue of packets that Python handles: DNS datagrams, ARP, neighbour discovery, echo, fragments.
+ *
+ * One flat buffer that Python empties after each turn; what does not fit is dropped and counted. Token buckets keep a flood
+ * of rare packets from taking the CPU: two, so that fragments (45 of them make one large datagram) and the control packets
+ * can't starve each other. DNS is held back by the queue's size alone. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "stack.h"
+
+#define SLOW_BYTES (1u << 20)
+#define SLOW_ENTRIES 4096
+#define CONTROL_RATE 10000    /* packets a second; `ping -f` makes a tenth of it */
+#define FRAGMENT_RATE 400000  /* 6 Gbit/s of them: a bound, not a brake */
+
+struct slow_entry {
+	struct cf_event event;
+	uint32_t at;
+};
+
+bool bucket_take(struct bucket *b, uint64_t now)
+{
+	uint64_t earned = (now - b->at) * b->rate / US_PER_S;
+
+	if (earned > 0) {
+		b->tokens = earned + b->tokens > b->burst ? b->burst : b->tokens + (uint32_t)earned;
+		b->at = now;
+	}
+	if (b->tokens == 0)
+		return false;
+	b->tokens--;
+	return true;
+}
+
+bool slow_init(struct cf_stack *st)
+{
+	st->slow.bytes = malloc(SLOW_BYTES);
+	st->slow.entries = malloc(SLOW_ENTRIES * sizeof(*st->slow.entries));
+	st->slow.control = (struct bucket){.tokens = CONTROL_RATE / 10, .rate = CONTROL_RATE, .burst = CONTROL_RATE / 10};
+	st->slow.fragments = (struct bucket){.tokens = FRAGMENT_RATE / 10, .rate = FRAGMENT_RATE, .burst = FRAGMENT_RATE / 10};
+	return st->slow.bytes && st->slow.entries;
+}
+
+void slow_free(struct cf_stack *st)
+{
+	free(st->slow.bytes);
+	free(st->slow.entries);
+}
+
+/* Space is reused only once everything was taken, so what Python looks at stays put until the next turn. */
+void slow_begin_turn(struct cf_stack *st)
+{
+	if (st->slow.taken == st->slow.count)
+		st->slow.used = st->slow.count = st->slow.taken = 0;
+}
+
+static bool rate_allows(struct cf_stack *st, const struct cf_event *e)
+{
+	if (e->kind == CF_EVENT_DATAGRAM)
+		return true;
+	return bucket_take(e->detail == CF_SLOW_FRAGMENT ? &st->slow.fragments : &st->slow.control, st->now);
+}
+
+void slow_push(struct cf_stack *st, struct cf_event e, const uint8_t *bytes, uint32_t len)
+{
+	struct slow_queue *q = &st->slow;
+
+	if (q->count == SLOW_ENTRIES || len > SLOW_BYTES - q->used) {
+		drop(st, CF_DROP_SLOW_PATH_FULL);
+		return;
+	}
+	if (!rate_allows(st, &e)) {
+		drop(st, CF_DROP_SLOW_PATH_RATE);
+		return;
+	}
+	memcpy(q->bytes + q->used, bytes, len);
+	e.data_len = len;
+	q->entries[q->count++] = (struct slow_entry){e, q->used};
+	q->used += len;
+}
+
+int slow_events(struct cf_stack *st, struct cf_event *out, int max)
+{
+	struct slow_queue *q = &st->slow;
+	int n = 0;
+
+	while (n < max && q->taken < q->count) {
+		out[n] = q->entries[q->taken].event;
+		out[n++].data = q->bytes + q->entries[q->taken++].at;
+	}
+	return n;
+}

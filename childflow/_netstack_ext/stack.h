@@ -1,0 +1,273 @@
+/* stack.h: what the files of the stack share.
+ *
+ * The way of a packet, in file order: up   tap.c -> input.c (wire.c) -> flow.c -> tcp_input.c | udp.c -> host.c
+ *                                     down host.c -> tcp_output.c | udp.c -> ip.c -> tap.c
+ * One stack owns: the epoll set, the flow table (flow.c), the heap of deadlines (timer.c), the payload rings (ring.c),
+ * the slow-path queue (slow.c) and the counters. Everything is reached from struct cf_stack; there is no global state. */
+#ifndef CHILDFLOW_STACK_H
+#define CHILDFLOW_STACK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "api.h"
+#include "ring.h"
+#include "seq.h"
+#include "wire.h"
+
+#define NONE UINT32_MAX
+#define NEVER UINT64_MAX
+#define US_PER_MS 1000ull
+#define US_PER_S 1000000ull
+#define HOP_LIMIT_DEFAULT 64 /* of Linux, child and host alike; another one was asked for by a program */
+
+/* --- flows ------------------------------------------------------------------------------------------------ */
+
+/* Seen from the child, whose connection we answer; RFC 9293's names, with PARKED and CONNECTING for the time between the
+ * child's SYN and our SYN-ACK, and DRAINING when the child is done but the host socket still has bytes to take. UDP peers use PARKED, OPEN and CLOSED only. */
+enum flow_state {
+	CLOSED, PARKED, CONNECTING, SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK,
+	TIME_WAIT, DRAINING, OPEN, FLOW_STATES
+};
+
+enum flow_list { LIST_READY, LIST_ACK, LIST_PENDING, FLOW_LISTS };
+
+struct tcb {
+	/* down: what we send to the child. snd_una <= snd_nxt <= snd_max; the down ring starts at snd_una (or one
+	 * behind it while the SYN is not acknowledged). */
+	seq iss, snd_una, snd_nxt, snd_max, recover;
+	seq snd_wl1, snd_wl2;
+	uint32_t child_window;         /* bytes from snd_una */
+	uint16_t mss;
+	uint8_t child_wscale, our_wscale, dup_acks, retries;
+	/* up: what we take from the child. rcv_nxt <= rcv_adv, the right edge that the child was told. */
+	seq irs, rcv_nxt, rcv_adv;
+	seq fin_seq;                   /* of a FIN that waits for text before it; valid with fin_seen */
+	struct ring *up, *down;        /* NULL when empty */
+	/* RFC 6298, microseconds */
+	uint32_t srtt, rttvar, rto;
+	seq timed_seq;
+	uint64_t timed_at;             /* 0: no segment is timed */
+	uint64_t rtx_at, persist_at;   /* NEVER: off */
+};
+
+struct udp_peer {
+	uint32_t map;                  /* index of the child port's host socket, NONE before the verdict */
+	struct parked *parked;         /* datagrams that wait for the verdict, oldest first */
+	uint8_t parked_count;
+	bool answered;
+};
+
+struct flow {
+	uint32_t index, generation, hash_next, next[FLOW_LISTS];
+	uint8_t on_list;               /* bit per enum flow_list */
+	uint8_t state, protocol, address_len, hop_limit;
+	uint8_t pending;               /* bit per event that Python has not read yet: PENDING_ below */
+	uint8_t end;
+	bool asked;                    /* Python knows of this flow */
+	bool ended;                    /* CF_EVENT_ENDED was queued */
+	/* of the host socket, as epoll last told */
+	bool host_readable, host_writable, host_eof, host_hup, host_shut;
+	/* of the child side */
+	bool ack_due, fin_seen, fin_taken, window_scaling;
+	uint16_t child_port, remote_port;
+	uint8_t remote[16];
+	int host_fd, connect_error;
+	uint32_t heap_pos;
+	uint64_t deadline, heap_key, active_at, asked_at, connected_at;
+	uint64_t bytes_up, bytes_down;
+	union {
+		struct tcb tcp;
+		struct udp_peer udp;
+	};
+};
+
+#define PENDING_QUESTION 1
+#define PENDING_CONNECTED 2
+#define PENDING_ENDED 4
+
+struct list {
+	uint32_t head, tail;
+};
+
+/* One UDP host socket for one child port and family (RFC 4787 REQ-1: endpoint-independent mapping). */
+struct udp_map {
+	int host_fd;
+	uint32_t generation, peers, next_free;
+	uint16_t child_port;
+	uint8_t address_len;
+	bool used, ready;              /* ready: on the list of maps with datagrams to read */
+	uint32_t next_ready;
+};
+
+/* Token bucket: @rate a second, at most @burst at once. */
+struct bucket {
+	uint64_t at;
+	uint32_t tokens, rate, burst;
+};
+
+struct slow_queue {
+	uint8_t *bytes;
+	uint32_t used, count, taken;
+	struct slow_entry *entries;
+	struct bucket control, fragments;
+};
+
+struct cf_stack {
+	struct cf_config cfg;
+	uint64_t now;
+	int epoll_fd, timer_fd;
+	uint64_t timer_armed;
+	bool tap_gone, tap_readable, tap_writable;
+	uint8_t *frame;                /* where one frame is read */
+	uint32_t max_payload;          /* bytes of TCP text in one frame down: 64 KiB or one MSS */
+
+	struct flow **blocks;          /* slab: blocks of FLOW_BLOCK flows, made as they are needed */
+	uint32_t block_count, flow_count, free_flow, flow_top;
+	uint32_t *buckets, bucket_mask;
+	struct list lists[FLOW_LISTS];
+
+	uint32_t *heap;                /* indices of flows, by deadline */
+	uint32_t heap_len;
+
+	struct ring_pool rings;
+	uint64_t parked_bytes;
+
+	struct udp_map *maps;
+	uint32_t map_count, map_room, free_map, ready_map;
+	uint32_t *map_of_port[2];      /* by family and child port */
+	struct udp_batch *batch;
+
+	struct slow_queue slow;
+	struct bucket icmp_errors;
+	uint64_t drops[CF_DROP_COUNT];
+};
+
+static inline void drop(struct cf_stack *st, int why) { st->drops[why]++; }
+static inline int family_of(const struct flow *f) { return f->address_len == 4 ? 0 : 1; }
+
+/* tap.c: frames in and out */
+struct frame_out { /* one frame for the child: headers built back to front by ip.c, text in up to two pieces */
+	uint8_t room[VNET_HEADER_LEN + ETHERNET_HEADER_LEN + IPV6_HEADER_LEN + 60];
+	uint32_t start;                /* of what is filled in of @room */
+	struct iovec text[2];
+	int text_pieces;
+	uint32_t text_len;
+	uint16_t gso_size;             /* 0: one segment */
+	uint8_t protocol, hop_limit;   /* hop_limit 0 means the default */
+};
+int tap_read(struct cf_stack *st, int budget);
+bool tap_write(struct cf_stack *st, const struct frame_out *out);
+int tap_write_bytes(struct cf_stack *st, const uint8_t *bytes, uint32_t len, bool ethernet);
+
+/* input.c: a frame from the child to whom it concerns */
+void input_frame(struct cf_stack *st, const uint8_t *bytes, uint32_t len);
+void input_packet(struct cf_stack *st, const struct ip_view *ip, const struct vnet_view *vnet, const uint8_t *ethernet);
+
+/* ip.c: put headers before a transport segment and send it */
+void frame_begin(struct frame_out *out, uint8_t protocol);
+uint8_t *frame_prepend(struct frame_out *out, uint32_t len);
+/* @transport is the header at out->start; @checksum_offset within it. @src NULL: the gateway. */
+bool ip_send(struct cf_stack *st, struct frame_out *out, int address_len, const uint8_t *src, uint32_t transport_len,
+	     uint32_t checksum_offset);
+
+/* icmp.c: errors to the child */
+struct icmp_error {
+	uint8_t type, code;
+	uint32_t extra;                /* bytes 4 to 7: an MTU */
+	const uint8_t *from;           /* who says it; NULL: the gateway */
+};
+struct icmp_error icmp_denial(enum cf_denial how, int address_len);
+/* Quote @quoted, an IP packet of the child's. */
+void icmp_send(struct cf_stack *st, int address_len, struct icmp_error e, const uint8_t *quoted, uint32_t quoted_len);
+/* Quote the packet that opened or belongs to @f, rebuilt: its transport header, with @text behind a UDP header. */
+void icmp_send_for_flow(struct cf_stack *st, const struct flow *f, struct icmp_error e, const uint8_t *text, uint32_t text_len);
+bool bucket_take(struct bucket *b, uint64_t now);
+
+/* flow.c: the table */
+bool flow_table_init(struct cf_stack *st);
+void flow_table_free(struct cf_stack *st);
+struct flow *flow_at(const struct cf_stack *st, uint32_t index);
+struct flow *flow_of_id(const struct cf_stack *st, cf_flow_id id);
+cf_flow_id flow_id(const struct flow *f);
+struct flow *flow_find(const struct cf_stack *st, uint8_t protocol, int address_len, uint16_t child_port,
+		       const uint8_t *remote, uint16_t remote_port);
+struct flow *flow_new(struct cf_stack *st, uint8_t protocol, int address_len, uint16_t child_port, const uint8_t *remote,
+		      uint16_t remote_port);
+void flow_ask(struct cf_stack *st, struct flow *f);
+void flow_report_connected(struct cf_stack *st, struct flow *f);
+/* Queue CF_EVENT_ENDED, once. The flow may stay in the table (TIME-WAIT). */
+void flow_report_end(struct cf_stack *st, struct flow *f, enum cf_end end);
+/* Take the flow out of the table, report its end, free what it holds. @f must not be used after it. */
+void flow_close(struct cf_stack *st, struct flow *f, enum cf_end end);
+void list_push(struct cf_stack *st, enum flow_list which, struct flow *f);
+struct flow *list_pop(struct cf_stack *st, enum flow_list which);
+uint64_t siphash(const uint8_t key[16], const uint64_t *words, int count);
+uint64_t flow_hash(const uint8_t key[16], uint8_t protocol, int address_len, uint16_t child_port, const uint8_t *remote,
+		   uint16_t remote_port);
+
+/* timer.c: a heap of deadlines; moving one later costs nothing until it fires */
+void timer_set(struct cf_stack *st, struct flow *f, uint64_t deadline);
+void timer_remove(struct cf_stack *st, struct flow *f);
+struct flow *timer_due(struct cf_stack *st);
+void timer_arm(struct cf_stack *st);
+
+/* host.c: real sockets */
+int host_connect(struct cf_stack *st, struct flow *f);
+int host_adopt(struct cf_stack *st, struct flow *f, int fd);
+int host_finish_connect(struct flow *f);
+void host_close(struct flow *f, bool reset);
+int host_udp_socket(struct cf_stack *st, int address_len, uint64_t epoll_tag);
+void host_send_address(void *sockaddr_in6, uint32_t *len, const struct flow *f);
+#define MAP_TAG (1ull << 63)
+#define TAP_TAG UINT64_MAX
+#define TIMER_TAG (UINT64_MAX - 1)
+
+/* tcp_*.c */
+void tcp_input(struct cf_stack *st, const struct ip_view *ip, const struct tcp_view *tcp);
+void tcp_host_event(struct cf_stack *st, struct flow *f, uint32_t events);
+void tcp_service(struct cf_stack *st, struct flow *f);
+void tcp_timer(struct cf_stack *st, struct flow *f);
+void tcp_deadline(struct cf_stack *st, struct flow *f);
+void tcp_answer_syn(struct cf_stack *st, struct flow *f);
+void tcp_connect_failed(struct cf_stack *st, struct flow *f, int error);
+void tcp_output(struct cf_stack *st, struct flow *f);
+bool tcp_send_ack(struct cf_stack *st, struct flow *f);
+void tcp_ack_soon(struct cf_stack *st, struct flow *f);
+bool tcp_window_opened(const struct cf_stack *st, const struct flow *f);
+void tcp_retransmit(struct cf_stack *st, struct flow *f);
+void tcp_send_probe(struct cf_stack *st, struct flow *f);
+void tcp_send_keepalive(struct cf_stack *st, struct flow *f);
+void tcp_send_reset(struct cf_stack *st, struct flow *f);
+void tcp_refuse_segment(struct cf_stack *st, const struct ip_view *ip, const struct tcp_view *tcp);
+void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end);
+void tcp_flush_up(struct cf_stack *st, struct flow *f);
+void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len);
+void tcp_rtt_sample(struct flow *f, uint64_t now);
+void tcp_free(struct cf_stack *st, struct flow *f);
+enum tcp_event { GOT_CHILD_FIN, SENT_FIN, FIN_ACKED, TCP_EVENTS };
+void tcp_move(struct flow *f, enum tcp_event event);
+
+/* udp.c */
+bool udp_init(struct cf_stack *st);
+void udp_shutdown(struct cf_stack *st);
+void udp_input(struct cf_stack *st, const struct ip_view *ip, const struct udp_view *udp);
+int udp_allow(struct cf_stack *st, struct flow *f);
+void udp_deny(struct cf_stack *st, struct flow *f, enum cf_denial how);
+void udp_host_event(struct cf_stack *st, uint64_t tag, uint32_t events);
+bool udp_service(struct cf_stack *st);
+void udp_timer(struct cf_stack *st, struct flow *f);
+void udp_deadline(struct cf_stack *st, struct flow *f);
+void udp_free(struct cf_stack *st, struct flow *f);
+
+/* slow.c: what Python handles */
+bool slow_init(struct cf_stack *st);
+void slow_free(struct cf_stack *st);
+void slow_push(struct cf_stack *st, struct cf_event e, const uint8_t *bytes, uint32_t len);
+void slow_begin_turn(struct cf_stack *st);
+int slow_events(struct cf_stack *st, struct cf_event *out, int max);
+
+#endif

@@ -1,0 +1,68 @@
+/* tap.c: frames in and out of the TAP, a virtio header before each.
+ *
+ * The descriptor may be anything that keeps frame boundaries: tests use a SOCK_SEQPACKET pair. */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "stack.h"
+
+/* Read and handle at most @budget frames; returns how many. Sets tap_readable to whether more may be waiting. */
+int tap_read(struct cf_stack *st, int budget)
+{
+	int n = 0;
+
+	while (n < budget) {
+		ssize_t len = read(st->cfg.tap_fd, st->frame, FRAME_MAX);
+
+		if (len < 0 && errno == EINTR)
+			continue;
+		if (len <= 0) {
+			st->tap_readable = false;
+			if (len == 0 || (errno != EAGAIN && errno != EIO && errno != ENOBUFS))
+				st->tap_gone = true; /* EBADFD: the device was deleted; its POLLERR would never end */
+			return n;
+		}
+		n++;
+		input_frame(st, st->frame, (uint32_t)len);
+	}
+	return n;
+}
+
+static bool write_frame(struct cf_stack *st, const struct iovec *iov, int pieces)
+{
+	while (writev(st->cfg.tap_fd, iov, pieces) < 0) {
+		if (errno == EINTR)
+			continue;
+		if (errno == EAGAIN || errno == ENOBUFS)
+			st->tap_writable = false;
+		else if (errno == EBADFD || errno == EPIPE)
+			st->tap_gone = true;
+		drop(st, CF_DROP_TAP_FULL);
+		return false;
+	}
+	return true;
+}
+
+bool tap_write(struct cf_stack *st, const struct frame_out *out)
+{
+	struct iovec iov[3];
+
+	iov[0] = (struct iovec){(void *)(uintptr_t)(out->room + out->start), sizeof(out->room) - out->start};
+	for (int i = 0; i < out->text_pieces; i++)
+		iov[1 + i] = out->text[i];
+	return write_frame(st, iov, 1 + out->text_pieces);
+}
+
+int tap_write_bytes(struct cf_stack *st, const uint8_t *bytes, uint32_t len, bool ethernet)
+{
+	uint8_t head[VNET_HEADER_LEN + ETHERNET_HEADER_LEN] = {0}, *eth = head + VNET_HEADER_LEN;
+	struct iovec iov[2] = {{head, ethernet ? VNET_HEADER_LEN : sizeof(head)}, {(void *)(uintptr_t)bytes, len}};
+
+	if (len == 0 || len > FRAME_MAX - sizeof(head))
+		return CF_EINVAL;
+	memcpy(eth, st->cfg.child_mac, 6);
+	memcpy(eth + 6, st->cfg.gateway_mac, 6);
+	put16(eth + 12, bytes[0] >> 4 == 4 ? ETHERTYPE_IPV4 : ETHERTYPE_IPV6);
+	return write_frame(st, iov, 2) ? CF_OK : CF_EBUSY;
+}

@@ -1,0 +1,319 @@
+/* tcp_splice.c: the two connections of a flow joined: the child's (ours to speak) and the host's (the kernel's).
+ *
+ * Up: a segment's text goes straight from the frame to the host socket; what the socket does not take waits in the up ring,
+ * whose free space is the window the child is told. Down: the host socket is read only as far as the child's window goes,
+ * into the down ring, where it stays until it is acknowledged. Each end of file is passed on when all before it is gone.
+ * Invariants: accepted bytes leave in order and once; an idle flow holds no ring. */
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "stack.h"
+
+#define PULL_BUDGET (1u << 20) /* bytes that one flow may bring down before the others have their turn */
+
+/* --- the host connection's coming and going --------------------------------------------------------------- */
+
+static enum cf_denial denial_of(int error)
+{
+	switch (error) {
+	case ENETUNREACH:
+	case ENETDOWN:
+		return CF_DENY_NET;
+	case EHOSTUNREACH:
+	case EHOSTDOWN:
+		return CF_DENY_HOST;
+	case EACCES:
+	case EPERM:
+		return CF_DENY_PROHIBITED;
+	case ETIMEDOUT:
+		return CF_DENY_SILENT; /* the child's own timeout, which began before ours */
+	default:
+		return CF_DENY_RESET;
+	}
+}
+
+void tcp_connect_failed(struct cf_stack *st, struct flow *f, int error)
+{
+	enum cf_denial how = denial_of(error);
+
+	f->connect_error = error;
+	flow_report_connected(st, f);
+	if (how == CF_DENY_RESET)
+		tcp_send_reset(st, f);
+	else if (how != CF_DENY_SILENT)
+		icmp_send_for_flow(st, f, icmp_denial(how, f->address_len), NULL, 0);
+	flow_close(st, f, error == ETIMEDOUT ? CF_END_TIMEOUT : CF_END_RST_HOST);
+}
+
+static void finish_connect(struct cf_stack *st, struct flow *f)
+{
+	int error = host_finish_connect(f);
+
+	if (error) {
+		tcp_connect_failed(st, f, error);
+		return;
+	}
+	flow_report_connected(st, f);
+	tcp_answer_syn(st, f);
+}
+
+void tcp_host_event(struct cf_stack *st, struct flow *f, uint32_t events)
+{
+	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+		f->host_readable = true;
+	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+		f->host_hup = true;
+	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+		f->host_writable = true;
+	list_push(st, LIST_READY, f);
+}
+
+/* End both connections at once. After the child's RST only the host hears of it, after anything else both do. */
+void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end)
+{
+	if (end != CF_END_RST_CHILD && f->state != TIME_WAIT && f->state != DRAINING)
+		tcp_send_reset(st, f);
+	host_close(f, true);
+	flow_close(st, f, end);
+}
+
+void tcp_free(struct cf_stack *st, struct flow *f)
+{
+	if (f->tcp.up)
+		ring_put(&st->rings, f->tcp.up);
+	if (f->tcp.down)
+		ring_put(&st->rings, f->tcp.down);
+	f->tcp.up = f->tcp.down = NULL;
+}
+
+/* --- up --------------------------------------------------------------------------------------------------- */
+
+static void host_failed(struct cf_stack *st, struct flow *f, int error)
+{
+	tcp_abort(st, f, error == ETIMEDOUT ? CF_END_TIMEOUT : CF_END_RST_HOST);
+}
+
+/* Send to the host socket; returns bytes taken. Closes the flow on an error: look at its state afterwards. */
+static uint32_t host_send(struct cf_stack *st, struct flow *f, struct iovec *iov, int pieces)
+{
+	struct msghdr m = {.msg_iov = iov, .msg_iovlen = (size_t)pieces};
+	ssize_t n;
+
+	do
+		n = sendmsg(f->host_fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+	while (n < 0 && errno == EINTR);
+	if (n >= 0) {
+		f->bytes_up += (uint64_t)n;
+		return (uint32_t)n;
+	}
+	if (errno == EAGAIN || errno == ENOBUFS) {
+		f->host_writable = false;
+	} else if (errno == EPIPE && !f->host_eof && f->host_readable) {
+		f->host_writable = false; /* reading will say what happened, after what is left to read */
+		list_push(st, LIST_READY, f);
+	} else {
+		host_failed(st, f, errno);
+	}
+	return 0;
+}
+
+/* Keep @text, which lies @ahead bytes beyond what is in order, until the host takes it. */
+static void keep(struct cf_stack *st, struct flow *f, uint32_t ahead, const uint8_t *text, uint32_t len)
+{
+	struct tcb *t = &f->tcp;
+	uint32_t before;
+
+	if (!t->up && !(t->up = ring_get(&st->rings))) {
+		drop(st, CF_DROP_NO_BUFFER); /* not acknowledged, so the child sends it again */
+		return;
+	}
+	before = t->up->len;
+	if (!ring_insert(&st->rings, t->up, before + ahead, text, len))
+		drop(st, CF_DROP_REASSEMBLY_FULL);
+	t->rcv_nxt = seq_add(t->rcv_nxt, t->up->len - before);
+}
+
+/* Text that check_sequence has cut to the window. */
+void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len)
+{
+	uint32_t ahead = (uint32_t)seq_diff(at, f->tcp.rcv_nxt), taken = 0;
+	struct iovec iov = {(void *)(uintptr_t)text, len};
+
+	if (ahead == 0 && !f->tcp.up && f->host_writable) {
+		taken = host_send(st, f, &iov, 1);
+		if (f->state == CLOSED)
+			return;
+		f->tcp.rcv_nxt = seq_add(f->tcp.rcv_nxt, taken);
+	}
+	if (taken < len)
+		keep(st, f, ahead, text + taken, len - taken);
+	if (ahead > 0)
+		tcp_send_ack(st, f); /* at once and one for each: the child counts them (RFC 5681, 4.2) */
+	else
+		tcp_ack_soon(st, f);
+}
+
+static void release_up(struct cf_stack *st, struct flow *f)
+{
+	if (f->tcp.up->len > 0 || f->tcp.up->ahead_count > 0)
+		return;
+	ring_put(&st->rings, f->tcp.up);
+	f->tcp.up = NULL;
+}
+
+void tcp_flush_up(struct cf_stack *st, struct flow *f)
+{
+	while (f->tcp.up && f->tcp.up->len > 0 && f->host_writable) {
+		struct iovec iov[2];
+		int pieces = ring_text(&st->rings, f->tcp.up, 0, f->tcp.up->len, iov);
+		uint32_t n = host_send(st, f, iov, pieces);
+
+		if (f->state == CLOSED)
+			return;
+		ring_consume(&st->rings, f->tcp.up, n);
+	}
+	if (f->tcp.up)
+		release_up(st, f);
+	if (tcp_window_opened(st, f))
+		tcp_ack_soon(st, f);
+	if (f->fin_taken && !f->tcp.up && !f->host_shut && f->host_fd >= 0) {
+		f->host_shut = true;
+		shutdown(f->host_fd, SHUT_WR);
+	}
+}
+
+/* --- down ------------------------------------------------------------------------------------------------- */
+
+/* Bytes of the child's window that nothing in the down ring will fill. */
+static uint32_t window_left(const struct flow *f)
+{
+	uint32_t held = f->tcp.down ? f->tcp.down->len : 0;
+
+	return f->tcp.child_window > held ? f->tcp.child_window - held : 0;
+}
+
+/* Read up to @max bytes into the down ring; returns what recvmsg said. */
+static ssize_t pull_some(struct cf_stack *st, struct flow *f, uint32_t max, uint32_t *asked)
+{
+	struct iovec iov[2];
+	struct msghdr m = {.msg_iov = iov};
+	ssize_t n;
+
+	m.msg_iovlen = (size_t)ring_space(&st->rings, f->tcp.down, max, iov);
+	*asked = 0;
+	for (size_t i = 0; i < m.msg_iovlen; i++)
+		*asked += (uint32_t)iov[i].iov_len;
+	do
+		n = recvmsg(f->host_fd, &m, MSG_DONTWAIT);
+	while (n < 0 && errno == EINTR);
+	if (n > 0) {
+		f->tcp.down->len += (uint32_t)n;
+		f->bytes_down += (uint64_t)n;
+	}
+	return n;
+}
+
+static bool may_pull(const struct flow *f)
+{
+	return f->host_readable && !f->host_eof && f->host_fd >= 0 && (f->state == ESTABLISHED || f->state == CLOSE_WAIT);
+}
+
+/* One read and what follows from it; false when there is nothing more to read now. */
+static bool pull_step(struct cf_stack *st, struct flow *f, uint32_t max)
+{
+	uint32_t asked;
+	ssize_t n = pull_some(st, f, max, &asked);
+
+	if (n == 0) {
+		f->host_eof = true;
+		return false;
+	}
+	if (n < 0) {
+		f->host_readable = false;
+		if (errno != EAGAIN)
+			host_failed(st, f, errno);
+		return false;
+	}
+	if ((uint32_t)n < asked && !f->host_hup)
+		f->host_readable = false; /* drained; an edge will tell of more */
+	tcp_output(st, f);
+	return f->host_readable;
+}
+
+static void pull_down(struct cf_stack *st, struct flow *f)
+{
+	uint64_t enough = f->bytes_down + PULL_BUDGET;
+
+	while (may_pull(f)) {
+		uint32_t left = window_left(f), space = st->rings.capacity - (f->tcp.down ? f->tcp.down->len : 0);
+
+		if (left == 0 || space == 0)
+			break;
+		if (f->bytes_down >= enough) {
+			list_push(st, LIST_READY, f);
+			break;
+		}
+		if (!f->tcp.down && !(f->tcp.down = ring_get(&st->rings))) {
+			list_push(st, LIST_READY, f);
+			break;
+		}
+		if (!pull_step(st, f, left))
+			break;
+	}
+	if (f->state != CLOSED && f->tcp.down && f->tcp.down->len == 0) {
+		ring_put(&st->rings, f->tcp.down);
+		f->tcp.down = NULL;
+	}
+}
+
+/* The window is closed and the host has more: have one byte to probe with, and the timer that sends it. */
+static void prepare_probe(struct cf_stack *st, struct flow *f)
+{
+	uint32_t asked;
+
+	if (!may_pull(f) || f->tcp.child_window > 0 || f->tcp.persist_at != NEVER || !seq_eq(f->tcp.snd_una, f->tcp.snd_nxt))
+		return;
+	if (!f->tcp.down) {
+		if (!(f->tcp.down = ring_get(&st->rings)))
+			return;
+		if (pull_some(st, f, 1, &asked) <= 0) {
+			ring_put(&st->rings, f->tcp.down);
+			f->tcp.down = NULL;
+			return;
+		}
+	}
+	f->tcp.persist_at = st->now + f->tcp.rto;
+}
+
+/* --- service ---------------------------------------------------------------------------------------------- */
+
+/* When the child's side is done and the host has everything, the descriptor goes at once; TIME-WAIT needs none. */
+static void finish(struct cf_stack *st, struct flow *f)
+{
+	if ((f->state != TIME_WAIT && f->state != DRAINING) || f->tcp.up)
+		return;
+	host_close(f, false);
+	flow_report_end(st, f, CF_END_FIN);
+	if (f->state == DRAINING)
+		flow_close(st, f, CF_END_FIN);
+}
+
+void tcp_service(struct cf_stack *st, struct flow *f)
+{
+	if (f->state == CONNECTING && (f->host_writable || f->host_hup))
+		finish_connect(st, f);
+	if (f->state < ESTABLISHED || f->state == CLOSED)
+		return;
+	tcp_flush_up(st, f);
+	if (f->state != CLOSED)
+		pull_down(st, f);
+	if (f->state == CLOSED)
+		return;
+	tcp_output(st, f);
+	prepare_probe(st, f);
+	finish(st, f);
+	if (f->state != CLOSED)
+		tcp_deadline(st, f);
+}

@@ -1,0 +1,488 @@
+/* udp.c: datagrams both ways: one host socket for each child port, however many peers it talks to (RFC 4787, REQ-1).
+ *
+ * A peer (a flow) is ruled once; its first datagrams are parked until the verdict. What comes back is carried only from an
+ * address and port that the child has written to (REQ-8, address and port dependent filtering). A datagram larger than the
+ * MTU goes down whole: the child's kernel takes a local frame of any size. Errors come back from the socket's error queue,
+ * with the router or host that sent them, and go down as the ICMP that the child would have seen.
+ * Not here: fragments from the child (Python reassembles), DNS to the gateway (slow.c). */
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <linux/errqueue.h> /* needs time.h before it */
+#include <unistd.h>
+
+#include "stack.h"
+
+#define BATCH 16
+#define DATAGRAM_MAX 65535
+#define READY_BUDGET 64                  /* datagrams of one map in one turn */
+#define PARKED_DATAGRAMS_MAX 16          /* of one peer */
+#define PARKED_BYTES_MAX (4u << 20)      /* of all */
+#define PARKED_MAX_US (60 * US_PER_S)
+#define IDLE_ANSWERED_US (300 * US_PER_S) /* RFC 4787, REQ-5: at least 2 minutes, 5 recommended */
+#define IDLE_UNANSWERED_US (120 * US_PER_S)
+#define IDLE_DNS_US (17 * US_PER_S)      /* longer than any resolver waits */
+#define DNS_PORT 53
+
+struct parked {
+	struct parked *next;
+	uint32_t len;
+	uint8_t hop_limit;
+	uint8_t text[];
+};
+
+struct udp_batch {
+	struct mmsghdr messages[BATCH];
+	struct iovec iov[BATCH];
+	struct sockaddr_in6 from[BATCH];
+	uint8_t bytes[BATCH][DATAGRAM_MAX + 1];
+};
+
+/* --- maps ------------------------------------------------------------------------------------------------- */
+
+bool udp_init(struct cf_stack *st)
+{
+	st->free_map = st->ready_map = NONE;
+	st->batch = malloc(sizeof(*st->batch));
+	for (int i = 0; i < 2; i++) {
+		st->map_of_port[i] = calloc(65536, sizeof(uint32_t)); /* index + 1; untouched pages cost nothing */
+		if (!st->map_of_port[i])
+			return false;
+	}
+	return st->batch != NULL;
+}
+
+void udp_shutdown(struct cf_stack *st)
+{
+	for (uint32_t i = 0; i < st->map_count; i++)
+		if (st->maps[i].used)
+			close(st->maps[i].host_fd);
+	for (int i = 0; i < 2; i++)
+		free(st->map_of_port[i]);
+	free(st->maps);
+	free(st->batch);
+}
+
+static uint64_t map_tag(const struct cf_stack *st, uint32_t index)
+{
+	return MAP_TAG | (uint64_t)(st->maps[index].generation & 0x3fffffff) << 32 | index;
+}
+
+static bool maps_grow(struct cf_stack *st)
+{
+	uint32_t room = st->map_room ? st->map_room * 2 : 64;
+	struct udp_map *maps = realloc(st->maps, room * sizeof(*maps));
+
+	if (!maps)
+		return false;
+	memset(maps + st->map_room, 0, (room - st->map_room) * sizeof(*maps));
+	st->maps = maps;
+	st->map_room = room;
+	return true;
+}
+
+static uint32_t map_slot(struct cf_stack *st)
+{
+	uint32_t index = st->free_map;
+
+	if (index != NONE) {
+		st->free_map = st->maps[index].next_free;
+		return index;
+	}
+	if (st->map_count == st->map_room && !maps_grow(st))
+		return NONE;
+	return st->map_count++;
+}
+
+static void map_slot_release(struct cf_stack *st, uint32_t index)
+{
+	st->maps[index].next_free = st->free_map;
+	st->free_map = index;
+}
+
+/* The map of a child port, made if there is none; NONE with errno. */
+static uint32_t map_get(struct cf_stack *st, const struct flow *f)
+{
+	uint32_t *slot = &st->map_of_port[family_of(f)][f->child_port], index;
+	struct udp_map *m;
+
+	if (*slot)
+		return *slot - 1;
+	index = map_slot(st);
+	if (index == NONE)
+		return NONE;
+	m = &st->maps[index];
+	*m = (struct udp_map){.generation = m->generation + 1, .child_port = f->child_port, .address_len = f->address_len,
+			      .used = true, .next_ready = m->next_ready, .ready = m->ready};
+	m->host_fd = host_udp_socket(st, f->address_len, map_tag(st, index));
+	if (m->host_fd < 0) {
+		m->used = false;
+		map_slot_release(st, index);
+		return NONE;
+	}
+	*slot = index + 1;
+	return index;
+}
+
+static void map_drop_peer(struct cf_stack *st, uint32_t index)
+{
+	struct udp_map *m = &st->maps[index];
+
+	if (--m->peers > 0)
+		return;
+	close(m->host_fd);
+	m->used = false;
+	st->map_of_port[m->address_len == 4 ? 0 : 1][m->child_port] = 0;
+	if (!m->ready) /* else udp_service gives the slot back when it comes to it */
+		map_slot_release(st, index);
+}
+
+/* --- parking ---------------------------------------------------------------------------------------------- */
+
+static void park(struct cf_stack *st, struct flow *f, uint8_t hop_limit, const uint8_t *text, uint32_t len)
+{
+	struct parked **end = &f->udp.parked, *p;
+
+	if (f->udp.parked_count == PARKED_DATAGRAMS_MAX || st->parked_bytes + len > PARKED_BYTES_MAX ||
+	    !(p = malloc(sizeof(*p) + len))) {
+		drop(st, CF_DROP_PARKED_FULL);
+		return;
+	}
+	*p = (struct parked){.len = len, .hop_limit = hop_limit};
+	memcpy(p->text, text, len);
+	while (*end)
+		end = &(*end)->next;
+	*end = p;
+	f->udp.parked_count++;
+	st->parked_bytes += len;
+}
+
+static struct parked *unpark(struct cf_stack *st, struct flow *f)
+{
+	struct parked *p = f->udp.parked;
+
+	if (p) {
+		f->udp.parked = p->next;
+		f->udp.parked_count--;
+		st->parked_bytes -= p->len;
+	}
+	return p;
+}
+
+void udp_free(struct cf_stack *st, struct flow *f)
+{
+	struct parked *p;
+
+	while ((p = unpark(st, f)))
+		free(p);
+	if (f->udp.map != NONE)
+		map_drop_peer(st, f->udp.map);
+	f->udp.map = NONE;
+}
+
+/* --- up --------------------------------------------------------------------------------------------------- */
+
+/* A hop limit that is not the default was asked for by a program (traceroute): this gateway is one hop. */
+static void put_hop_limit(struct msghdr *m, int address_len, int hop_limit)
+{
+	struct cmsghdr *c = CMSG_FIRSTHDR(m);
+
+	c->cmsg_level = address_len == 4 ? IPPROTO_IP : IPPROTO_IPV6;
+	c->cmsg_type = address_len == 4 ? IP_TTL : IPV6_HOPLIMIT;
+	c->cmsg_len = CMSG_LEN(sizeof(hop_limit));
+	memcpy(CMSG_DATA(c), &hop_limit, sizeof(hop_limit));
+}
+
+static int send_once(struct cf_stack *st, struct flow *f, uint8_t hop_limit, const uint8_t *text, uint32_t len)
+{
+	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
+	struct sockaddr_in6 to;
+	struct iovec iov = {(void *)(uintptr_t)text, len};
+	struct msghdr m = {.msg_name = &to, .msg_iov = &iov, .msg_iovlen = 1};
+
+	host_send_address(&to, &m.msg_namelen, f);
+	if (hop_limit != HOP_LIMIT_DEFAULT) {
+		m.msg_control = control;
+		m.msg_controllen = sizeof(control);
+		put_hop_limit(&m, f->address_len, hop_limit - 1);
+	}
+	return sendmsg(st->maps[f->udp.map].host_fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? errno : 0;
+}
+
+static void tell_send_error(struct cf_stack *st, struct flow *f, int error, const uint8_t *text, uint32_t len)
+{
+	enum cf_denial how = CF_DENY_SILENT;
+
+	if (error == EAGAIN || error == ENOBUFS) {
+		drop(st, CF_DROP_HOST_SOCKET_FULL);
+		return;
+	}
+	drop(st, CF_DROP_HOST_SEND_FAILED);
+	if (error == ENETUNREACH || error == ENETDOWN)
+		how = CF_DENY_NET;
+	else if (error == EHOSTUNREACH)
+		how = CF_DENY_HOST;
+	else if (error == EPERM || error == EACCES)
+		how = CF_DENY_PROHIBITED;
+	if (how != CF_DENY_SILENT)
+		icmp_send_for_flow(st, f, icmp_denial(how, f->address_len), text, len);
+}
+
+static void send_up(struct cf_stack *st, struct flow *f, uint8_t hop_limit, const uint8_t *text, uint32_t len)
+{
+	int error = send_once(st, f, hop_limit, text, len);
+
+	if (error && error != EAGAIN)
+		error = send_once(st, f, hop_limit, text, len); /* the first one may have told of an earlier datagram */
+	if (error) {
+		tell_send_error(st, f, error, text, len);
+		return;
+	}
+	f->bytes_up += len;
+	f->active_at = st->now;
+}
+
+static struct flow *open_peer(struct cf_stack *st, const struct ip_view *ip, const struct udp_view *udp)
+{
+	struct flow *f = flow_new(st, PROTO_UDP, ip->address_len, udp->child_port, ip->dst, udp->remote_port);
+
+	if (!f) {
+		icmp_send(st, ip->address_len, icmp_denial(CF_DENY_PROHIBITED, ip->address_len), ip->packet, ip->packet_len);
+		return NULL;
+	}
+	f->hop_limit = ip->hop_limit;
+	f->udp.map = NONE;
+	timer_set(st, f, st->now + PARKED_MAX_US);
+	flow_ask(st, f);
+	return f;
+}
+
+void udp_input(struct cf_stack *st, const struct ip_view *ip, const struct udp_view *udp)
+{
+	struct flow *f = flow_find(st, PROTO_UDP, ip->address_len, udp->child_port, ip->dst, udp->remote_port);
+
+	if (!f && !(f = open_peer(st, ip, udp)))
+		return;
+	if (f->state == OPEN)
+		send_up(st, f, ip->hop_limit, udp->text, udp->text_len);
+	else
+		park(st, f, ip->hop_limit, udp->text, udp->text_len);
+}
+
+int udp_allow(struct cf_stack *st, struct flow *f)
+{
+	struct parked *p;
+
+	f->udp.map = map_get(st, f);
+	if (f->udp.map == NONE) {
+		udp_deny(st, f, CF_DENY_PROHIBITED);
+		return CF_OK;
+	}
+	st->maps[f->udp.map].peers++;
+	f->state = OPEN;
+	while ((p = unpark(st, f))) {
+		send_up(st, f, p->hop_limit, p->text, p->len);
+		free(p);
+	}
+	udp_deadline(st, f);
+	return CF_OK;
+}
+
+void udp_deny(struct cf_stack *st, struct flow *f, enum cf_denial how)
+{
+	struct parked *p = f->udp.parked;
+
+	if (how == CF_DENY_RESET)
+		how = CF_DENY_PORT; /* what comes closest */
+	if (how != CF_DENY_SILENT && p)
+		icmp_send_for_flow(st, f, icmp_denial(how, f->address_len), p->text, p->len);
+	flow_close(st, f, CF_END_KILLED);
+}
+
+/* --- down ------------------------------------------------------------------------------------------------- */
+
+static struct flow *peer_of(const struct cf_stack *st, const struct udp_map *m, const struct sockaddr_in6 *from)
+{
+	const struct sockaddr_in *v4 = (const void *)from;
+	struct flow *f;
+
+	if (m->address_len == 4)
+		f = flow_find(st, PROTO_UDP, 4, m->child_port, (const uint8_t *)&v4->sin_addr, ntohs(v4->sin_port));
+	else
+		f = flow_find(st, PROTO_UDP, 16, m->child_port, (const uint8_t *)&from->sin6_addr, ntohs(from->sin6_port));
+	return f && f->state == OPEN ? f : NULL;
+}
+
+static bool send_datagram(struct cf_stack *st, int address_len, const uint8_t *from, uint16_t remote_port,
+			  uint16_t child_port, const uint8_t *text, uint32_t len)
+{
+	struct frame_out out;
+	uint8_t *p;
+
+	frame_begin(&out, PROTO_UDP);
+	p = frame_prepend(&out, UDP_HEADER_LEN);
+	put16(p, remote_port);
+	put16(p + 2, child_port);
+	put16(p + 4, (uint16_t)(UDP_HEADER_LEN + len));
+	out.text[0] = (struct iovec){(void *)(uintptr_t)text, len};
+	out.text_pieces = len > 0;
+	out.text_len = len;
+	return ip_send(st, &out, address_len, from, UDP_HEADER_LEN, 6);
+}
+
+static void take_datagram(struct cf_stack *st, const struct udp_map *m, const struct sockaddr_in6 *from,
+			  const uint8_t *text, uint32_t len)
+{
+	struct flow *f = peer_of(st, m, from);
+
+	if (!f) {
+		drop(st, CF_DROP_UNKNOWN_PEER);
+		return;
+	}
+	f->udp.answered = true;
+	f->active_at = st->now;
+	f->bytes_down += len;
+	send_datagram(st, f->address_len, f->remote, f->remote_port, f->child_port, text, len);
+}
+
+static int receive(struct udp_batch *b, int fd)
+{
+	for (int i = 0; i < BATCH; i++) {
+		b->iov[i] = (struct iovec){b->bytes[i], DATAGRAM_MAX};
+		b->messages[i].msg_hdr = (struct msghdr){.msg_name = &b->from[i], .msg_namelen = sizeof(b->from[i]),
+							 .msg_iov = &b->iov[i], .msg_iovlen = 1};
+	}
+	return recvmmsg(fd, b->messages, BATCH, MSG_DONTWAIT, NULL);
+}
+
+/* Read at most READY_BUDGET datagrams; true when there may be more. */
+static bool drain(struct cf_stack *st, uint32_t index)
+{
+	for (int done = 0; done < READY_BUDGET; done += BATCH) {
+		int n = receive(st->batch, st->maps[index].host_fd);
+
+		if (n < 0)
+			return errno != EAGAIN; /* an error that belonged to an earlier datagram: read on */
+		for (int i = 0; i < n; i++)
+			take_datagram(st, &st->maps[index], &st->batch->from[i], st->batch->bytes[i],
+				      st->batch->messages[i].msg_len);
+	}
+	return true;
+}
+
+/* --- errors ----------------------------------------------------------------------------------------------- */
+
+static const uint8_t *offender(const struct sock_extended_err *e, int address_len)
+{
+	const struct sockaddr *from = SO_EE_OFFENDER(e);
+
+	if (from->sa_family == AF_INET && address_len == 4)
+		return (const uint8_t *)&((const struct sockaddr_in *)(const void *)from)->sin_addr;
+	if (from->sa_family == AF_INET6 && address_len == 16)
+		return (const uint8_t *)&((const struct sockaddr_in6 *)(const void *)from)->sin6_addr;
+	return NULL;
+}
+
+static void pass_error(struct cf_stack *st, const struct flow *f, struct msghdr *m, const uint8_t *text, uint32_t len)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		struct sock_extended_err *e = (void *)CMSG_DATA(c);
+		uint8_t origin = f->address_len == 4 ? SO_EE_ORIGIN_ICMP : SO_EE_ORIGIN_ICMP6;
+
+		if (!(c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) &&
+		    !(c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR))
+			continue;
+		if (e->ee_origin == origin)
+			icmp_send_for_flow(st, f, (struct icmp_error){e->ee_type, e->ee_code, e->ee_info,
+					   offender(e, f->address_len)}, text, len);
+	}
+}
+
+/* One entry of the error queue; false when it is empty. */
+static bool take_error(struct cf_stack *st, uint32_t index)
+{
+	_Alignas(struct cmsghdr) char control[512];
+	struct sockaddr_in6 to;
+	uint8_t *text = st->batch->bytes[0];
+	struct iovec iov = {text, DATAGRAM_MAX};
+	struct msghdr m = {.msg_name = &to, .msg_namelen = sizeof(to), .msg_iov = &iov, .msg_iovlen = 1,
+			   .msg_control = control, .msg_controllen = sizeof(control)};
+	ssize_t n = recvmsg(st->maps[index].host_fd, &m, MSG_ERRQUEUE | MSG_DONTWAIT);
+	struct flow *f;
+
+	if (n < 0)
+		return false;
+	f = peer_of(st, &st->maps[index], &to);
+	if (f)
+		pass_error(st, f, &m, text, (uint32_t)n);
+	return true;
+}
+
+/* --- events ----------------------------------------------------------------------------------------------- */
+
+void udp_host_event(struct cf_stack *st, uint64_t tag, uint32_t events)
+{
+	uint32_t index = (uint32_t)tag;
+	struct udp_map *m;
+
+	if (index >= st->map_count || !st->maps[index].used || map_tag(st, index) != tag)
+		return;
+	for (int i = 0; i < READY_BUDGET && (events & EPOLLERR) && take_error(st, index); i++)
+		;
+	m = &st->maps[index];
+	if (!(events & (EPOLLIN | EPOLLERR)) || m->ready)
+		return;
+	m->ready = true;
+	m->next_ready = st->ready_map;
+	st->ready_map = index;
+}
+
+/* Read from every map that has something; true when some were cut short by their budget. */
+bool udp_service(struct cf_stack *st)
+{
+	uint32_t index = st->ready_map;
+
+	st->ready_map = NONE;
+	while (index != NONE) {
+		uint32_t next = st->maps[index].next_ready;
+
+		st->maps[index].ready = false;
+		if (!st->maps[index].used) {
+			map_slot_release(st, index);
+		} else if (drain(st, index)) {
+			st->maps[index].ready = true;
+			st->maps[index].next_ready = st->ready_map;
+			st->ready_map = index;
+		}
+		index = next;
+	}
+	return st->ready_map != NONE;
+}
+
+static uint64_t idle_deadline(const struct flow *f)
+{
+	if (f->remote_port == DNS_PORT)
+		return f->active_at + IDLE_DNS_US;
+	return f->active_at + (f->udp.answered ? IDLE_ANSWERED_US : IDLE_UNANSWERED_US);
+}
+
+void udp_deadline(struct cf_stack *st, struct flow *f) { timer_set(st, f, idle_deadline(f)); }
+
+void udp_timer(struct cf_stack *st, struct flow *f)
+{
+	if (f->state == OPEN && idle_deadline(f) > st->now)
+		udp_deadline(st, f);
+	else
+		flow_close(st, f, f->state == OPEN ? CF_END_IDLE : CF_END_TIMEOUT);
+}
+
+int cf_reply_datagram(cf_stack *st, int address_len, uint16_t child_port, const uint8_t *payload, uint32_t len)
+{
+	if ((address_len != 4 && address_len != 16) || len > DATAGRAM_MAX - UDP_HEADER_LEN - IPV4_HEADER_LEN)
+		return CF_EINVAL;
+	return send_datagram(st, address_len, NULL, DNS_PORT, child_port, payload, len) ? CF_OK : CF_EBUSY;
+}

@@ -1,0 +1,91 @@
+"""What the C stack tells Python: small typed records, and the words for answers.
+
+Addresses are packed bytes (4 for IPv4, 16 for IPv6); ports are host-order ints; times are microseconds. The numbers of the
+enums are those of `api.h`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+PROTOCOL_TCP = 6
+PROTOCOL_UDP = 17
+
+
+class Denial(IntEnum):
+    """How a refused flow looks to the child."""
+
+    SILENT = 0
+    RESET = 1
+    UNREACHABLE_NET = 2
+    UNREACHABLE_HOST = 3
+    PORT = 4
+    PROHIBITED = 5
+
+
+class End(IntEnum):
+    """Why a flow is over."""
+
+    FIN = 0
+    RST_CHILD = 1
+    RST_HOST = 2
+    TIMEOUT = 3
+    IDLE = 4
+    KILLED = 5
+
+
+class SlowKind(IntEnum):
+    """What a slow-path packet is: ARP is a whole Ethernet frame, the others are IP packets."""
+
+    ARP = 0
+    ND = 1
+    ECHO = 2
+    FRAGMENT = 3
+
+
+class Question(NamedTuple):
+    """A new flow is parked: may it leave?"""
+
+    flow: int
+    protocol: int
+    child_port: int
+    remote: bytes
+    remote_port: int
+
+
+class Connected(NamedTuple):
+    """The host side of a TCP flow is connected (`errno` 0) or could not be."""
+
+    flow: int
+    errno: int
+    duration_us: int
+
+
+class Ended(NamedTuple):
+    """A flow is over; the bytes are payload that reached the host (`up`) or was read from it (`down`)."""
+
+    flow: int
+    end: End
+    bytes_up: int
+    bytes_down: int
+    duration_us: int
+
+
+class Datagram(NamedTuple):
+    """UDP payload from the child's `child_port` to the gateway's DNS port."""
+
+    gateway: bytes
+    child_port: int
+    gateway_port: int
+    payload: bytes
+
+
+class SlowPacket(NamedTuple):
+    """A packet that Python handles."""
+
+    kind: SlowKind
+    packet: bytes
+
+
+Event = Question | Connected | Ended | Datagram | SlowPacket

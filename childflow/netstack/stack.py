@@ -1,0 +1,193 @@
+"""The doorway to the C stack: the only module that imports the extension.
+
+Every C function has one method here; its return code becomes a `StackError` in one place (`checked`). Events cross in
+batches. C copies what it is given before it returns, and what it gives is copied here, so no buffer outlives a call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from childflow._netstack import ffi, lib
+from childflow.errors import StackError
+from childflow.netstack.events import (
+    Connected,
+    Datagram,
+    Denial,
+    End,
+    Ended,
+    Event,
+    Question,
+    SlowKind,
+    SlowPacket,
+)
+
+if TYPE_CHECKING:
+    from childflow.settings import Addresses
+
+EVENT_BATCH = 512
+MAX_FLOWS = 65_536
+FLOW_WINDOW = 512 * 1024
+BUFFER_LIMIT = 1 << 30
+
+_DROP_PREFIX = "CF_DROP_"
+_DROP_NAMES: tuple[str, ...] = tuple(
+    name.removeprefix(_DROP_PREFIX).lower()
+    for _, name in sorted(ffi.typeof("enum cf_drop").elements.items())
+    if name != "CF_DROP_COUNT"
+)
+_DROP_NUMBER = {name: number for number, name in enumerate(_DROP_NAMES)}
+_ENDS = tuple(End)
+_SLOW_KINDS = tuple(SlowKind)
+
+
+class Limits(NamedTuple):
+    """What a stack may use: flows in all, bytes per flow and direction (a power of two), bytes in all."""
+
+    max_flows: int = MAX_FLOWS
+    flow_window: int = FLOW_WINDOW
+    buffer_limit: int = BUFFER_LIMIT
+
+
+def checked(code: int, what: str) -> None:
+    """Raise `StackError` for a negative `cf_result`; `what` names the call and the flow."""
+    if code < 0:
+        if code == lib.CF_ESYS:
+            what = f"{what}: {os.strerror(ffi.errno)}"
+        raise StackError(code, what)
+
+
+class Stack:
+    """One userspace network stack on a TAP descriptor. The descriptor stays the caller's to close."""
+
+    def __init__(
+        self, tap_fd: int, addresses: Addresses, *, mtu: int = 1500, offload: bool = True, limits: Limits | None = None
+    ) -> None:
+        limits = limits or Limits()
+        config = ffi.new("struct cf_config *")
+        config.tap_fd = tap_fd
+        config.offload = offload
+        config.mtu = mtu
+        config.max_flows, config.flow_window, config.buffer_limit = limits
+        for field in ("child4", "gateway4", "child6", "gateway6", "child_mac", "gateway_mac"):
+            ffi.memmove(getattr(config, field), getattr(addresses, field), len(getattr(addresses, field)))
+        ffi.memmove(config.hash_key, os.urandom(16), 16)
+        ffi.memmove(config.isn_key, os.urandom(16), 16)
+        st = lib.cf_stack_new(config)
+        if st == ffi.NULL:
+            raise OSError(ffi.errno, f"network stack: {os.strerror(ffi.errno)}")
+        self._st = ffi.gc(st, lib.cf_stack_free)
+        self._events = ffi.new("struct cf_event[]", EVENT_BATCH)
+        self.fd: int = lib.cf_stack_fd(self._st)
+        self.tap_gone = False
+
+    def close(self) -> None:
+        """Close every host socket and free the stack; no other method may be called afterwards."""
+        if self._st is not None:
+            ffi.release(self._st)
+            self._st = None
+
+    def turn(self, now_us: int) -> bool:
+        """Do a bounded amount of work at `now_us`; True: call again at once, no descriptor will fire for what is left."""
+        flags = lib.cf_turn(self._st, now_us)
+        if flags & lib.CF_TURN_TAP_GONE:
+            self.tap_gone = True
+        self.has_events = bool(flags & lib.CF_TURN_EVENTS)
+        return bool(flags & lib.CF_TURN_MORE)
+
+    has_events = False
+
+    def events(self) -> list[Event]:
+        """All waiting events; a flow's own come in their order."""
+        out: list[Event] = []
+        while True:
+            count = lib.cf_events(self._st, self._events, EVENT_BATCH)
+            out.extend(_event(self._events[i]) for i in range(count))
+            if count < EVENT_BATCH - 2:  # C keeps room for the three events that one flow may have
+                self.has_events = False
+                return out
+
+    def allow(self, flow: int) -> None:
+        """Let a parked flow out; C opens the host socket."""
+        checked(lib.cf_flow_allow(self._st, flow), f"allow flow {flow}")
+
+    def deny(self, flow: int, how: Denial) -> None:
+        """Refuse a parked flow."""
+        checked(lib.cf_flow_deny(self._st, flow, how), f"deny flow {flow}")
+
+    def attach(self, flow: int, fd: int) -> None:
+        """Make the connected stream socket `fd` the host side of a parked TCP flow; it belongs to the stack then."""
+        checked(lib.cf_flow_attach(self._st, flow, fd), f"attach flow {flow}")
+
+    def reply_datagram(self, to: Datagram, payload: bytes) -> None:
+        """Answer a datagram, from the gateway's DNS port. A full TAP loses it, as a wire would."""
+        code = lib.cf_reply_datagram(self._st, len(to.gateway), to.child_port, payload, len(payload))
+        if code != lib.CF_EBUSY:
+            checked(code, f"answer port {to.child_port}")
+
+    def send_ip(self, packet: bytes) -> None:
+        """Give the child a whole IP packet, checksums complete. A full TAP loses it."""
+        code = lib.cf_send_ip(self._st, packet, len(packet))
+        if code != lib.CF_EBUSY:
+            checked(code, "send a packet")
+
+    def send_frame(self, frame: bytes) -> None:
+        """Give the child a whole Ethernet frame. A full TAP loses it."""
+        code = lib.cf_send_frame(self._st, frame, len(frame))
+        if code != lib.CF_EBUSY:
+            checked(code, "send a frame")
+
+    def input_ip(self, packet: bytes) -> None:
+        """Take a whole IP packet as if the child had just sent it."""
+        checked(lib.cf_input_ip(self._st, packet, len(packet)), "input a packet")
+
+    def drop(self, reason: str) -> None:
+        """Count a drop that Python decided, under one of the names of `counters()`."""
+        checked(lib.cf_drop(self._st, _DROP_NUMBER[reason]), f"count {reason}")
+
+    def close_all(self) -> None:
+        """End every flow as killed, so that `events()` tells what each one carried."""
+        checked(lib.cf_close_all(self._st), "close all flows")
+
+    def counters(self) -> dict[str, int]:
+        """Frames that were not carried, by reason; only reasons that occurred."""
+        drops = lib.cf_drops(self._st)
+        return {name: drops[i] for i, name in enumerate(_DROP_NAMES) if drops[i]}
+
+    def flow_count(self) -> int:
+        """Flows in the table now."""
+        return int(lib.cf_flow_count(self._st))
+
+    def unfinished(self) -> int:
+        """TCP flows whose child has not finished sending, or whose host has not taken everything; walks the table."""
+        return int(lib.cf_unfinished(self._st))
+
+    def buffered(self) -> int:
+        """Payload bytes that flows hold now."""
+        return int(lib.cf_buffered(self._st))
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of `data`, as the number that stands in a header."""
+    return int(lib.cf_checksum(data, len(data)))
+
+
+def _event(e: Any) -> Event:
+    kind = e.kind
+    if kind == lib.CF_EVENT_QUESTION:
+        return Question(e.flow, e.protocol, e.child_port, bytes(ffi.buffer(e.remote, e.address_len)), e.remote_port)
+    if kind == lib.CF_EVENT_CONNECTED:
+        return Connected(e.flow, e.error, e.duration_us)
+    if kind == lib.CF_EVENT_ENDED:
+        return Ended(e.flow, _ENDS[e.detail], e.bytes_up, e.bytes_down, e.duration_us)
+    data = bytes(ffi.buffer(e.data, e.data_len))
+    if kind == lib.CF_EVENT_DATAGRAM:
+        return Datagram(bytes(ffi.buffer(e.remote, e.address_len)), e.child_port, e.remote_port, data)
+    return SlowPacket(_SLOW_KINDS[e.detail], data)
+
+
+def errno_name(number: int) -> str | None:
+    """The name of an errno, None for 0."""
+    return errno.errorcode.get(number, str(number)) if number else None
