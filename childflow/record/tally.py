@@ -1,0 +1,78 @@
+"""The tally of a run: counts by name, target and reason, from which the summary is made.
+
+Invariants: every table is bounded: a child that invents names or targets ends up in one row, OTHERS.
+Not here:   rendering (`summary.py`), the flow log (`flowlog.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+MAX_ROWS = 4096
+MAX_ADDRESSES = 64
+OTHERS = "(others)"
+
+
+class NameRow:
+    """What is known about one DNS name: questions, answers, and the addresses they gave, in order of appearance."""
+
+    __slots__ = ("addresses", "answers", "qname", "queries")
+
+    def __init__(self, qname: str) -> None:
+        self.qname = qname
+        self.queries = 0
+        self.answers = 0
+        self.addresses: dict[str, None] = {}
+
+
+class TargetRow:
+    """What is known about one `ip:port`: connects and how they ended, payload bytes, and the names that led there."""
+
+    __slots__ = ("attempts", "bytes_down", "bytes_up", "ends", "errors", "ip", "names", "oks", "target")
+
+    def __init__(self, target: str, ip: str) -> None:
+        self.target = target
+        self.ip = ip
+        self.attempts = 0
+        self.oks = 0
+        self.errors = 0
+        self.ends = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.names: dict[str, None] = {}
+
+
+class Tally:
+    """Everything that is counted over a run."""
+
+    def __init__(self) -> None:
+        self.events: Counter[str] = Counter()
+        self.names: dict[str, NameRow] = {}
+        self.targets: dict[str, TargetRow] = {}
+        self.violations: Counter[str] = Counter()
+        self.controls: Counter[str] = Counter()
+        self.domains: Counter[str] = Counter()
+        self.connect_errors: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.failure_phases: Counter[str] = Counter()
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.flows = 0
+
+    def name(self, qname: str) -> NameRow:
+        """The row of `qname`, made if need be."""
+        row = self.names.get(qname)
+        if row is None:
+            if len(self.names) >= MAX_ROWS:
+                qname = OTHERS
+            row = self.names.setdefault(qname, NameRow(qname))
+        return row
+
+    def target(self, target: str, ip: str) -> TargetRow:
+        """The row of `target` (`ip:port`), made if need be."""
+        row = self.targets.get(target)
+        if row is None:
+            if len(self.targets) >= MAX_ROWS:
+                target, ip = OTHERS, ""
+            row = self.targets.setdefault(target, TargetRow(target, ip))
+        return row

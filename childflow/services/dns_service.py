@@ -1,0 +1,47 @@
+"""The DNS service: what the gateway's port 53 is, over UDP and TCP.
+
+One set of resolvers, two forwarders. The switchboard hands datagrams to `query` and splices connections onto what
+`open_connection` gives.
+
+Invariants: nothing that does not parse as one query is ever sent on.
+Not here:   the message format (`dns.py`), the two transports (`dns_udp.py`, `dns_tcp.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from childflow.netstack.events import Datagram
+from childflow.services.dns_tcp import TcpForwarder
+from childflow.services.dns_udp import UdpForwarder
+from childflow.services.resolvers import Resolvers
+from childflow.services.watch import Watch
+
+if TYPE_CHECKING:
+    from childflow.netstack.stack import Stack
+    from childflow.record.flowlog import NullRecorder
+
+
+class DnsService:
+    """Answers the tree's DNS questions with the host's resolvers."""
+
+    def __init__(
+        self, stack: Stack, loop: asyncio.AbstractEventLoop, watch: Watch, resolvers: Resolvers, recorder: NullRecorder
+    ) -> None:
+        self._udp = UdpForwarder(stack, loop, watch, resolvers, recorder)
+        self._tcp = TcpForwarder(loop, resolvers, recorder)
+
+    def query(self, datagram: Datagram) -> None:
+        """Answer `datagram` with `stack.reply_datagram`, now or later."""
+        self._udp.query(datagram)
+
+    def open_connection(self) -> socket.socket | None:
+        """The stack's end of a DNS connection, non-blocking, the caller's to close; None when there are too many."""
+        return self._tcp.open()
+
+    def close(self) -> None:
+        """Drop what is open; nothing is answered any more."""
+        self._udp.close()
+        self._tcp.close()

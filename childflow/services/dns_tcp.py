@@ -1,0 +1,207 @@
+"""DNS over TCP: the child's connections to the gateway's port 53, served here and forwarded over TCP.
+
+The stack splices the child's connection onto one end of a socket pair; the other end is a session here. A session
+reads length-prefixed queries, forwards several at once and writes the answers as they come (RFC 7766 6.2.1.1). Each
+query goes to the resolvers in turn over a connection of its own: fail-over is per query, and DNS over TCP is rare.
+
+Invariants: at most MAX_SESSIONS sessions, PIPELINE queries in each, MAX_UPSTREAM connections to resolvers in all.
+            Every query that parses is answered, with SERVFAIL after 4.5 s at the latest.
+Not here:   what a message must look like (`dns.py`), who the resolvers are (`resolvers.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from childflow.services import dns
+from childflow.services.resolvers import Resolver, Resolvers
+
+if TYPE_CHECKING:
+    from childflow.record.flowlog import NullRecorder
+
+MAX_SESSIONS = 64
+PIPELINE = 32
+MAX_UPSTREAM = 64
+IDLE_S = 30.0  # RFC 7766 6.2.3: of the order of seconds
+GIVE_UP_S = 4.5
+WRITE_S = 10.0  # a child that does not read its answers for so long is gone
+_FAILURES = frozenset((dns.SERVFAIL, dns.NOTIMP, dns.REFUSED))
+
+
+class Session:
+    """One connection of the child. `tasks` are the queries that are not answered yet."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, now: float) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.used_at = now
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.slots = asyncio.Semaphore(PIPELINE)
+
+    async def next_message(self) -> bytes | None:
+        """The next query's bytes; None when the child has sent its last, was idle too long, or sent a zero length."""
+        try:
+            async with asyncio.timeout(IDLE_S):
+                size = int.from_bytes(await self.reader.readexactly(2), "big")
+                return await self.reader.readexactly(size) if size else None
+        except (asyncio.IncompleteReadError, OSError, TimeoutError):
+            return None
+
+    async def write(self, message: bytes) -> None:
+        """Send one answer down."""
+        try:
+            self.writer.write(len(message).to_bytes(2, "big") + message)
+            async with asyncio.timeout(WRITE_S):
+                await self.writer.drain()
+        except (OSError, TimeoutError):
+            self.writer.transport.abort()
+
+
+class TcpForwarder:
+    """Serves the child's DNS connections."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, resolvers: Resolvers, recorder: NullRecorder) -> None:
+        self._loop = loop
+        self._resolvers = resolvers
+        self._recorder = recorder
+        self._sessions: set[Session] = set()
+        self._runs: set[asyncio.Task[None]] = set()
+        self._upstream = asyncio.Semaphore(MAX_UPSTREAM)
+
+    def open(self) -> socket.socket | None:
+        """The stack's end of a new session, for `attach`; None when there are too many and none is idle."""
+        if len(self._runs) >= MAX_SESSIONS and not self._close_longest_idle():
+            return None
+        try:
+            stack_end, ours = socket.socketpair()
+        except OSError:
+            return None  # no descriptor left
+        stack_end.setblocking(False)
+        ours.setblocking(False)
+        run = self._loop.create_task(self._run(ours))
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+        return stack_end
+
+    def close(self) -> None:
+        """End every session at once. The loop may have stopped already: then it runs once more for their sake."""
+        tasks = {*self._runs, *(task for session in self._sessions for task in session.tasks)}
+        for task in tasks:
+            task.cancel()
+        if tasks and not self._loop.is_running():
+            self._loop.run_until_complete(asyncio.wait(tasks))
+
+    def _close_longest_idle(self) -> bool:
+        idle = [session for session in self._sessions if not session.tasks]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda session: session.used_at)
+        self._sessions.discard(oldest)
+        oldest.writer.transport.abort()
+        return True
+
+    async def _run(self, ours: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        session = Session(reader, writer, self._loop.time())
+        self._sessions.add(session)
+        try:
+            await self._serve(session)
+        finally:
+            self._sessions.discard(session)
+            for task in session.tasks:
+                task.cancel()
+            writer.close()
+
+    async def _serve(self, session: Session) -> None:
+        """Take queries until the child sends no more; then answer what is open before closing (half-close)."""
+        while (message := await session.next_message()) is not None:
+            session.used_at = self._loop.time()
+            await session.slots.acquire()
+            task = self._loop.create_task(self._one(session, message))
+            session.tasks.add(task)
+            task.add_done_callback(session.tasks.discard)
+        if session.tasks:
+            await asyncio.wait(session.tasks)
+
+    async def _one(self, session: Session, message: bytes) -> None:
+        try:
+            answer = await self._answer(message)
+            if answer is not None:
+                await session.write(answer)
+        finally:
+            session.slots.release()
+
+    async def _answer(self, message: bytes) -> bytes | None:
+        query = dns.read_query(message)
+        if isinstance(query, dns.Bad):
+            if self._recorder.active:
+                self._recorder.dns_refused("tcp", query)
+            return query.reply
+        since = self._loop.time()
+        order = self._resolvers.in_order()
+        if self._recorder.active:
+            self._recorder.dns_query("tcp", order[0].text, query)
+        answer, server = await self._ask_in_turn(query, message, order, since + GIVE_UP_S)
+        mode = "relayed" if answer is not None else "synthetic_empty"
+        if answer is None:
+            answer = dns.answer_without_records(message, query.question, dns.SERVFAIL)
+        if self._recorder.active:
+            self._recorder.dns_answer("tcp", server.text, query, answer, mode, self._loop.time() - since)
+        return answer
+
+    async def _ask_in_turn(
+        self, query: dns.Query, message: bytes, order: tuple[Resolver, ...], until: float
+    ) -> tuple[bytes | None, Resolver]:
+        """The first good answer and who gave it; else the last that said it failed; else None. Shares the time left."""
+        failed: tuple[bytes | None, Resolver] = (None, order[0])
+        try:
+            async with asyncio.timeout_at(until):
+                async with self._upstream:
+                    for number, server in enumerate(order):
+                        share = (until - self._loop.time()) / (len(order) - number)
+                        answer = await self._ask(server, query, message, share)
+                        if answer is not None and dns.rcode(answer) not in _FAILURES:
+                            return answer, server
+                        failed = (answer, server) if answer is not None else failed
+        except TimeoutError:
+            pass
+        return failed
+
+    async def _ask(self, server: Resolver, query: dns.Query, message: bytes, share_s: float) -> bytes | None:
+        """One resolver's answer, with the child's id on it; None when there was none."""
+        ident = os.urandom(2)
+        sock = None
+        try:
+            async with asyncio.timeout(share_s):
+                sock = socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+                await self._loop.sock_connect(sock, server.sockaddr)
+                await self._loop.sock_sendall(sock, len(message).to_bytes(2, "big") + ident + message[2:])
+                answer = await self._receive(sock)
+        except (OSError, EOFError):
+            self._resolvers.avoid(server)
+            return None
+        finally:
+            if sock is not None:
+                sock.close()
+        if answer[:2] != ident or not dns.answers(answer, query.question):
+            return None
+        self._resolvers.answered(server)
+        return message[:2] + answer[2:]
+
+    async def _receive(self, sock: socket.socket) -> bytes:
+        """One length-prefixed message. EOFError when the resolver closes within it."""
+        size = int.from_bytes(await self._exactly(sock, 2), "big")
+        return await self._exactly(sock, size)
+
+    async def _exactly(self, sock: socket.socket, size: int) -> bytes:
+        parts = []
+        while size:
+            part = await self._loop.sock_recv(sock, size)
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
