@@ -1,0 +1,235 @@
+"""The life of one run, top to bottom. The first file to read.
+
+    1. hold the signals back          sandbox/signals.py
+    2. fork C early                   sandbox/spawn.py     (C makes the namespaces while we import)
+    3. open the recorder              record/flowlog.py    (an output that can't be written is refused here)
+    4. take what C made               sandbox/spawn.py     (TAP, init)
+    5. start the engine               engine.py
+    6. release the command, and serve: signals to it, stops and continuations from it
+    7. its end: engine, recorder, leftovers, summary, status
+
+Invariants: the command runs only after 1-5 went well; any failure before that is a ChildflowError, and leaves nothing.
+            When this process dies in any way the command dies with it, and had only the TAP for a network.
+Not here:   how the sandbox is made (`sandbox/`), what the engine does (`engine.py`), the options (`cli.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from childflow.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ChildflowError, StartError
+from childflow.sandbox import link, spawn
+from childflow.sandbox.signals import STOPPING, Signals, die_as, stop_as
+from childflow.sandbox.spawn import Report, Sandbox
+from childflow.settings import Settings
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from childflow.engine import Engine
+    from childflow.record.flowlog import NullRecorder
+
+
+def run(settings: Settings) -> int:
+    """Run the command of `settings`; returns the exit status. If a signal ended it, so it ends this process.
+
+    Raises ChildflowError when the command could not be started.
+    """
+    signals = Signals.block()
+    refuse_network_descriptors(settings)
+    plan = link.plan_from_host(settings.mtu)
+    try:
+        pending = spawn.begin(settings, plan, signals.caller_mask)
+        end = _with_sandbox(settings, plan, signals, pending)
+    except StartError as error:
+        from childflow import preflight
+
+        raise preflight.explain(error) from error
+    if end.kind == "killed":
+        die_as(end.value)
+        return EXIT_SIGNAL_BASE + end.value
+    return end.value
+
+
+def _with_sandbox(settings: Settings, plan: link.LinkPlan, signals: Signals, pending: spawn.Pending) -> Report:
+    recorder = None
+    try:
+        # Heavy, and therefore here: the kernel makes C's namespaces meanwhile.
+        from childflow.record.flowlog import make_recorder
+
+        loop = _new_loop()
+        recorder = make_recorder(settings)
+        from childflow.engine import Engine
+
+        sandbox = pending.finish()
+    except BaseException as error:
+        pending.abandon()
+        if recorder and isinstance(error, StartError):
+            recorder.failure(error.phase, error.reason_code, error.detail)
+            recorder.close()
+        raise
+    try:
+        _tell_warnings(settings, sandbox)
+        engine = Engine(sandbox.tap_fd, sandbox.offload, plan, settings, loop, recorder)
+        return _Life(settings, signals, sandbox, engine, recorder, loop).run()
+    finally:
+        sandbox.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+def _tell_warnings(settings: Settings, sandbox: Sandbox) -> None:
+    if not settings.quiet:
+        for text in sandbox.warnings:
+            say(text)
+    if settings.verbose:
+        for text in sandbox.notes:
+            say(text)
+
+
+class _Life:
+    """From the engine's start to its stop: the loop, and the two descriptors that it watches beside the engine's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        signals: Signals,
+        sandbox: Sandbox,
+        engine: Engine,
+        recorder: NullRecorder,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._settings = settings
+        self._signals = signals
+        self._sandbox = sandbox
+        self._engine = engine
+        self._recorder = recorder
+        self._loop = loop
+        self._end: Report | None = None
+        self._failure: ChildflowError | None = None
+
+    def run(self) -> Report:
+        """Start the engine and the command, serve until the command ends, and tidy up."""
+        if (number := self._signals.before_the_command()) is not None:
+            return Report("killed", number)
+        self._loop.set_exception_handler(self._on_bug)
+        self._engine.start()
+        try:
+            self._loop.add_reader(self._signals.fd, self._on_signals)
+            self._loop.add_reader(self._sandbox.fileno(), self._on_reports)
+            self._release()
+            self._loop.run_forever()
+        finally:
+            self._engine.stop()
+            self._recorder.close()
+        if self._failure:
+            raise self._failure
+        assert self._end is not None, "the loop ended before the command did"
+        self._tell_the_end(self._end)
+        return self._end
+
+    def _release(self) -> None:
+        if (number := self._signals.before_the_command()) is not None:
+            self._finish(Report("killed", number))
+            self._loop.call_soon(self._loop.stop)
+            return
+        self._sandbox.release()
+        self._let_go_of_stdio()
+
+    def _let_go_of_stdio(self) -> None:
+        """Only the command holds these now, so that its closing them is seen as it would be without us."""
+        nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(nothing, 0)
+        if self._settings.flow_log not in ("-", "fd:1"):
+            os.dup2(nothing, 1)
+        os.close(nothing)
+
+    def _on_signals(self) -> None:
+        for number, from_kernel in self._signals.arrived():
+            if not from_kernel:
+                self._sandbox.forward(number)
+
+    def _on_reports(self) -> None:
+        try:
+            stopped = self._take_reports()
+        except ChildflowError as error:
+            self._failure = error
+            self._finish(Report("exited", EXIT_FAILED))
+            return
+        if stopped:
+            stop_as(stopped)
+            self._on_signals()  # a SIGCONT for us alone is waiting there, and is the command's too
+
+    def _take_reports(self) -> int:
+        """Read all reports; returns the signal that the command stands stopped by, or 0."""
+        stopped = 0
+        while (report := self._sandbox.next_report()) is not None:
+            match report.kind:
+                case "stopped":
+                    stopped = report.value if report.value in STOPPING else 0
+                case "continued":
+                    stopped = 0
+                case "gone":
+                    say("the command's init was killed from outside, and the command with it")
+                    self._finish(Report("killed", 9))
+                    return 0
+                case _:
+                    self._finish(report)
+                    return 0
+        return stopped
+
+    def _finish(self, end: Report) -> None:
+        self._end = end
+        self._loop.remove_reader(self._sandbox.fileno())
+        self._loop.stop()
+
+    def _on_bug(self, _loop: Any, context: dict[str, Any]) -> None:
+        """An exception that escaped a callback: our bug. Said, once each; the command keeps what works."""
+        error = context.get("exception")
+        say(f"internal error, please report it: {context.get('message')} ({error!r})")
+        if self._settings.verbose and error is not None:
+            sys.excepthook(type(error), error, error.__traceback__)
+
+    def _tell_the_end(self, end: Report) -> None:
+        if self._settings.verbose:
+            counted = " ".join(f"{name}={count}" for name, count in self._engine.counters().items() if count)
+            say(f"drops: {counted or 'none'}")
+
+
+def refuse_network_descriptors(settings: Settings) -> None:
+    """Refuse descriptors by which the command would have the host's network, or another that is not this run's."""
+    for fd in (*range(3), *settings.keep_fds):
+        family = _socket_family(fd)
+        if family in (None, "AF_UNIX") or (fd <= 2 and settings.allow_socket_stdio):
+            continue
+        if fd <= 2:
+            what = f"descriptor {fd} of the command would be a network socket ({family}) of the host"
+            hint = "redirect it to a file or pipe, or pass --allow-socket-stdio"
+        else:
+            what, hint = f"--keep-fd {fd} is a network socket ({family}) of the host", "it can't be kept; leave it out"
+        raise StartError("cli_validate", "rootless_bootstrap_sync_failed", what, hint)
+
+
+def _socket_family(fd: int) -> str | None:
+    """The address family's name if `fd` is an open socket."""
+    import socket
+
+    try:
+        duplicate = socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return None
+    with duplicate:
+        family = duplicate.family
+    return getattr(family, "name", f"family {int(family)}")
+
+
+def say(text: str) -> None:
+    """One line of ours on stderr."""
+    print(f"childflow: {text}", file=sys.stderr, flush=True)
