@@ -21,7 +21,7 @@ struct cf_config {
 	int tap_fd;             /* frames with a 10-byte virtio header; any descriptor with frame boundaries will do */
 	_Bool offload;          /* the TAP takes partial checksums and TCP segments of up to 64 KiB */
 	uint8_t child4[4], gateway4[4], child6[16], gateway6[16], child_mac[6], gateway_mac[6];
-	uint16_t mtu;           /* bytes of an IP packet, 1280..65521 */
+	uint16_t mtu;           /* bytes of an IP packet, 68..65521 */
 	uint32_t max_flows;     /* TCP connections and UDP peers together */
 	uint32_t flow_window;   /* bytes that one flow may hold in each direction, a power of two */
 	uint64_t buffer_limit;  /* bytes that all flows may hold together */

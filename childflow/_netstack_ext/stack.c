@@ -17,7 +17,7 @@
 #define FRAMES_PER_ROUND 64
 #define FLOWS_PER_ROUND 256
 #define ROUNDS_PER_TURN 4
-#define MTU_MIN 1280
+#define MTU_MIN 68          /* RFC 791; below 1280 the link has no IPv6 */
 #define MTU_MAX 65521        /* of a TAP with a virtio header */
 #define TEXT_MAX 65475       /* an IPv4 packet of 65535 bytes less the longest headers */
 #define ICMP_ERROR_RATE 1000 /* a second (RFC 4443, 2.4 f) */
