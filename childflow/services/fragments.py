@@ -224,10 +224,15 @@ def _piece6(packet: bytes) -> Piece | Taken:
     data = packet[at + 8 : end]
     if more and len(data) % 8:
         return BAD
+    if next_header == _FRAGMENT:
+        return BAD  # one header a packet: a nest of them would be unpacked one by one
     piece = Piece(
         packet[8:40] + ident.to_bytes(4, "big"), packet[:at], next_at, next_header, place & 0xFFF8, more, data
     )
-    return piece if piece.start or _has_upper_header(next_header, data) else _incomplete_chain(piece, packet)
+    if piece.start:
+        return piece
+    upper = _upper_header(next_header, data)
+    return _incomplete_chain(packet) if upper is None else BAD if upper == _FRAGMENT else piece
 
 
 def _fragment_header(packet: bytes) -> tuple[int, int]:
@@ -238,16 +243,17 @@ def _fragment_header(packet: bytes) -> tuple[int, int]:
     return (next_at, at) if packet[next_at] == _FRAGMENT and at + 8 <= len(packet) else (0, -1)
 
 
-def _has_upper_header(next_header: int, data: bytes) -> bool:
+def _upper_header(next_header: int, data: bytes) -> int | None:
+    """The number of the header behind the chain that starts `data`; None when `data` ends before or within it."""
     at = 0
     while next_header in _CHAINED:
         if at + 2 > len(data):
-            return False
+            return None
         next_header, at = data[at], at + 8 * (data[at + 1] + 1)
-    return at + _UPPER_BYTES.get(next_header, 0) <= len(data)
+    return next_header if at + _UPPER_BYTES.get(next_header, 0) <= len(data) else None
 
 
-def _incomplete_chain(piece: Piece, packet: bytes) -> Taken:
+def _incomplete_chain(packet: bytes) -> Taken:
     source, to = packet[8:24], packet[24:40]
     if to[0] == 0xFF:
         return BAD

@@ -6,6 +6,7 @@ service; the rest is told to the recorder, and only if somebody wants to know.
 
 Invariants: a flow that no verdict allowed stays parked or is refused: an exception of ours never opens anything.
             A flow that died between question and answer (StackError) is nobody's fault and is passed over.
+            A service is imported and made when its first event comes: a command that uses no network pays for none.
 Not here:   the judgement (`policy/verdict.py`), the packets (the C stack).
 """
 
@@ -18,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 from childflow.errors import StackError
 from childflow.netstack.events import Connected, Datagram, Denial, Ended, Event, Question, SlowKind, SlowPacket
 from childflow.policy.verdict import TCP, Action, Ask, Verdict, judge
-from childflow.services.dns_service import DnsService
-from childflow.services.resolvers import Resolvers
-from childflow.services.watch import Watch
 from childflow.settings import ADDRESSES, Addresses, Settings
 
 if TYPE_CHECKING:
     from childflow.netstack.stack import Stack
     from childflow.record.flowlog import NullRecorder
+    from childflow.services.dns_service import DnsService
     from childflow.services.echo import Echo
     from childflow.services.fragments import Reassembler
+    from childflow.services.neighbours import Answer
+    from childflow.services.resolvers import Resolvers
+    from childflow.services.watch import Watch
 
 EXPIRE_S = 1.0  # how often half-received datagrams and idle ping sockets are looked at, while there are any
 
@@ -49,15 +51,18 @@ class Switchboard:
         self._loop = loop
         self._recorder = recorder
         self._addresses = addresses
-        self._watch = Watch(loop)
-        resolvers = resolvers if resolvers is not None else Resolvers(settings.dns, loop.time)
-        self._dns = DnsService(stack, loop, self._watch, resolvers, recorder)
+        if resolvers is None and settings.dns is not None:
+            resolvers = self._open_resolvers(settings.dns)
+        self._resolvers = resolvers
+        self._watch: Watch | None = None
+        self._dns: DnsService | None = None
         self._echo: Echo | None = None
         self._fragments: Reassembler | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._events_made = False  # by a packet that a service put into the stack
         self._by_type: dict[type, Callable[[Any], None]] = {
             Question: self._question,
-            Datagram: self._dns.query,
+            Datagram: self._datagram,
             SlowPacket: self._slow,
             Connected: recorder.connected,
             Ended: recorder.ended,
@@ -80,15 +85,20 @@ class Switchboard:
                 pass
             except Exception as error:
                 self._broken(event, error)
+        if self._events_made:
+            self._events_made = False
+            self.handle(self._stack.events())
 
     def close(self) -> None:
         """Close every socket and timer of the services. The recorder stays open."""
         if self._timer is not None:
             self._timer.cancel()
-        self._dns.close()
+        if self._dns is not None:
+            self._dns.close()
         if self._echo is not None:
             self._echo.close()
-        self._watch.close()
+        if self._watch is not None:
+            self._watch.close()
 
     # Flows.
 
@@ -109,7 +119,7 @@ class Switchboard:
             self._recorder.denied(question, verdict)
 
     def _serve_dns(self, question: Question) -> None:
-        end = self._dns.open_connection()
+        end = self._open_dns().open_connection()
         if end is None:
             self._stack.deny(question.flow, Denial.RESET)
             return
@@ -120,6 +130,30 @@ class Switchboard:
             raise
         end.detach()  # the stack's now
 
+    def _datagram(self, datagram: Datagram) -> None:
+        self._by_type[Datagram] = self._open_dns().query
+        self._by_type[Datagram](datagram)
+
+    def _open_dns(self) -> DnsService:
+        if self._dns is None:
+            from childflow.services.dns_service import DnsService
+
+            resolvers = self._resolvers if self._resolvers is not None else self._open_resolvers(None)
+            self._dns = DnsService(self._stack, self._loop, self._open_watch(), resolvers, self._recorder)
+        return self._dns
+
+    def _open_resolvers(self, dns: str | None) -> Resolvers:
+        from childflow.services.resolvers import Resolvers
+
+        return Resolvers(dns, self._loop.time)
+
+    def _open_watch(self) -> Watch:
+        if self._watch is None:
+            from childflow.services.watch import Watch
+
+            self._watch = Watch(self._loop)
+        return self._watch
+
     def _broken(self, event: Event, error: Exception) -> None:
         """A bug: say it where bugs are said, and leave the flow closed."""
         self._loop.call_exception_handler({"message": f"childflow: {type(event).__name__} failed", "exception": error})
@@ -129,7 +163,7 @@ class Switchboard:
             except StackError:
                 pass
 
-    # The slow path. Its modules are imported when the first such packet comes: most runs see none.
+    # The slow path.
 
     def _slow(self, event: SlowPacket) -> None:
         self._by_kind[event.kind](event.packet)
@@ -144,7 +178,7 @@ class Switchboard:
 
         self._answer_neighbour(neighbours.answer_nd(packet, self._addresses))
 
-    def _answer_neighbour(self, answer: Any) -> None:
+    def _answer_neighbour(self, answer: Answer) -> None:
         if answer.frame is not None:
             self._stack.send_frame(answer.frame)
         elif answer.packet is not None:
@@ -156,7 +190,7 @@ class Switchboard:
         if self._echo is None:
             from childflow.services.echo import Echo
 
-            self._echo = Echo(self._stack, self._loop.time, self._watch, self._recorder, self._addresses)
+            self._echo = Echo(self._stack, self._loop.time, self._open_watch(), self._recorder, self._addresses)
         self._echo.handle(packet)
         self._expire_soon()
 
@@ -174,6 +208,7 @@ class Switchboard:
             self._stack.send_ip(result.error)
         if result.packet is not None:
             self._stack.input_ip(result.packet)
+            self._events_made = True
         self._expire_soon()
 
     def _expire_soon(self) -> None:
