@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from itertools import product
+
 import pytest
 
-from tests.lab.hosts import CLOSED_PORT, DROPPED_PORT, FATES, UNROUTED
+from tests.lab.hosts import CLOSED_PORT, DROPPED_PORT, FAMILIES, FATES, UNROUTED
 from tests.lab.lab import Caller, Lab
+from tests.lab.processes import CALLERS
 from tests.lab.serve import ACTOR, ECHO
 
 GIB = 1 << 30
@@ -54,9 +58,15 @@ def test_a_destination_without_route_gives_the_errno_at_once(lab: Lab, caller: C
     assert inside["seconds"] < 0.5
 
 
-def test_a_black_hole_takes_as_long_as_it_does_outside(lab: Lab, caller: Caller, family: int) -> None:
-    client = lab.client("connect", lab.server_ip(family), DROPPED_PORT, 2)
-    with caller.start(*client, bare=True) as control, caller.start(*client) as running:
-        direct, inside = (run.wait().json()[str(DROPPED_PORT)] for run in (control, running))
-    assert inside["error"] == direct["error"] == "ETIMEDOUT"
-    assert abs(inside["seconds"] - direct["seconds"]) < 1
+def test_a_black_hole_takes_as_long_as_it_does_outside(lab: Lab) -> None:
+    """Seven seconds each, so all callers and families wait together."""
+    with ExitStack() as stack:
+        pairs = []
+        for user, family in product(CALLERS, FAMILIES):
+            caller, client = lab.caller(user), lab.client("connect", lab.server_ip(family), DROPPED_PORT, 2)
+            runs = (caller.start(*client, bare=True), caller.start(*client))
+            pairs.append(tuple(stack.enter_context(run) for run in runs))
+        for control, running in pairs:
+            direct, inside = (run.wait().json()[str(DROPPED_PORT)] for run in (control, running))
+            assert inside["error"] == direct["error"] == "ETIMEDOUT"
+            assert abs(inside["seconds"] - direct["seconds"]) < 1

@@ -97,6 +97,7 @@ class Wires:
         _wire(server, far)
         router.sysctl("net.ipv4.ip_forward", "1")
         router.sysctl("net.ipv6.conf.all.forwarding", "1")
+        _tell_every_error(router)
         _dress_server(server, {})
         return cls(laptop, server, router)
 
@@ -178,9 +179,13 @@ def _dress_server(server: Host, deaf: dict[int, str]) -> None:
     rules += [f"{'ip' if family == 4 else 'ip6'} daddr {address} udp dport 53 drop" for family, address in deaf.items()]
     server.nft("table inet fates { chain input { type filter hook input priority 0;\n" + "\n".join(rules) + "\n}\n}\n")
     server.ip(*(f"addr add {address}/{PREFIX[family]} dev to-laptop nodad" for family, address in deaf.items()))
-    # Refusals are limited to one a millisecond and peer by default; a test that makes many must get them all.
-    server.sysctl("net.ipv4.icmp_ratelimit", "0")
-    server.sysctl("net.ipv6.icmp.ratelimit", "0")
+    _tell_every_error(server)
+
+
+def _tell_every_error(host: Host) -> None:
+    """ICMP errors are limited to one a second and peer by default; a test that earns many must get them all."""
+    host.sysctl("net.ipv4.icmp_ratelimit", "0")
+    host.sysctl("net.ipv6.icmp.ratelimit", "0")
 
 
 class Resolvers:
