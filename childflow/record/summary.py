@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from childflow.record.recorder import Recorder
+from childflow.record.tally import OTHERS
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -97,7 +98,7 @@ def _reached(tally: Tally) -> list[str]:
         queries = sum(tally.names[name].queries for name in group.names if name in tally.names)
         lines.append(
             f"  {label:<{width}} {group.flows:>7} {size_text(group.up):>10} {size_text(group.down):>10}"
-            f" {queries or '':>8}"
+            f" {queries or '':>8}".rstrip()
         )
     if len(ranked) > ROWS:
         lines.append(f"  and {len(ranked) - ROWS} more")
@@ -124,7 +125,7 @@ def _reasons(title: str, counts: Counter[str]) -> list[str]:
 
 def _label(row: TargetRow) -> str:
     """`name:port` where DNS told a name, else the address and port; the last name that led there counts."""
-    if not row.names:
+    if not row.names or row.target == OTHERS:
         return row.target
     return f"{_shortened(next(reversed(row.names)), _MAX_LABEL)}:{row.target.rpartition(':')[2]}"
 

@@ -31,7 +31,7 @@ ORDINARY = [
 def test_martian_is_denied(text: str) -> None:
     verdict = judge(Ask(TCP, packed(text), 80))
     assert (verdict.action, verdict.reason_code, verdict.control) == (Action.DENY, "martian", None)
-    assert text.split("/")[0].split("%")[0] and verdict.sentence.endswith("never leave")
+    assert verdict.sentence.endswith("never leave")
 
 
 @pytest.mark.parametrize("text", ORDINARY)
@@ -45,7 +45,9 @@ def test_martian_sentence_says_what_a_disguise_reaches() -> None:
     )
 
 
-@pytest.mark.parametrize(("protocol", "how"), [(TCP, Denial.RESET), (UDP, Denial.PROHIBITED), (ICMP4, Denial.PROHIBITED)])
+@pytest.mark.parametrize(
+    ("protocol", "how"), [(TCP, Denial.RESET), (UDP, Denial.PROHIBITED), (ICMP4, Denial.PROHIBITED)]
+)
 def test_martian_denial_by_protocol(protocol: int, how: Denial) -> None:
     assert judge(Ask(protocol, packed("127.0.0.1"), 0)).denial is how
 

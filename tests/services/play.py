@@ -1,4 +1,4 @@
-"""A stack that only notes what it is told, and the packets that a child would send: what the service tests are made of."""
+"""A stack that only notes what it is told, and the packets that a child would send: what service tests are made of."""
 
 from __future__ import annotations
 

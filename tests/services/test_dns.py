@@ -89,7 +89,9 @@ def test_any_bytes_are_a_query_or_refused(message: bytes) -> None:
         dns.name_text(read.question)
 
 
-LABELS = st.lists(st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789-_", min_size=1, max_size=20), min_size=1, max_size=6)
+LABELS = st.lists(
+    st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789-_", min_size=1, max_size=20), min_size=1, max_size=6
+)
 
 
 @settings(max_examples=200, deadline=None)

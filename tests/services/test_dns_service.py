@@ -44,7 +44,7 @@ class Upstream:
         self.udp.bind(("127.0.0.1", 0))
         self.udp.setblocking(False)
         self.tcp = socket.create_server(self.udp.getsockname(), backlog=200)
-        self.text = "127.0.0.1:%d" % self.udp.getsockname()[1]
+        self.text = f"127.0.0.1:{self.udp.getsockname()[1]}"
         loop = asyncio.get_running_loop()
         loop.add_reader(self.udp.fileno(), self._receive)
         self._server = loop.create_task(asyncio.start_server(self._connection, sock=self.tcp))
@@ -84,7 +84,7 @@ class Upstream:
 class Scene:
     """A service with its stack, recorder and resolvers."""
 
-    def __init__(self, tmp: object, *upstreams: Upstream | str, options: str = "") -> None:
+    def __init__(self, *upstreams: Upstream | str) -> None:
         loop = asyncio.get_running_loop()
         self.stack, self.recorder = FakeStack(), FakeRecorder()
         self.watch = Watch(loop)
@@ -114,7 +114,7 @@ def closed_port() -> str:
     """An address where nobody listens."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        return "127.0.0.1:%d" % sock.getsockname()[1]
+        return f"127.0.0.1:{sock.getsockname()[1]}"
 
 
 def rcode_of(answer: bytes) -> int:
@@ -123,14 +123,20 @@ def rcode_of(answer: bytes) -> int:
 
 def test_query_is_relayed_with_another_id_and_the_answer_with_its_own() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream())
+        s = Scene(Upstream())
         message = query("a.test", ident=0x0102, extra=b"\0\0\x29\x10\0\0\0\x80\0\0\0")
         assert await s.ask(message) == answer_to(message)
         upstream = s.upstreams[0]
         assert isinstance(upstream, Upstream)
         assert upstream.seen[0][2:] == message[2:]
-        (protocol, server, asked, answer, mode, seconds), = s.recorder.of("dns_answer")
-        assert (protocol, server, asked.ident, answer, mode) == ("udp", upstream.text, 0x0102, answer_to(message), "relayed")
+        ((protocol, server, asked, answer, mode, seconds),) = s.recorder.of("dns_answer")
+        assert (protocol, server, asked.ident, answer, mode) == (
+            "udp",
+            upstream.text,
+            0x0102,
+            answer_to(message),
+            "relayed",
+        )
         assert 0 <= seconds < 1
         s.close()
 
@@ -140,12 +146,14 @@ def test_query_is_relayed_with_another_id_and_the_answer_with_its_own() -> None:
 def test_ids_and_ports_vary() -> None:
     async def scene() -> None:
         upstream = Upstream()
-        s = Scene(None, upstream)
+        s = Scene(upstream)
         for number in range(600):
             s.service.query(datagram(query("a.test", ident=number), 1024 + number))
             if number % 50 == 49:
                 await until(lambda: len(s.stack.replies) == number + 1)  # noqa: B023
-        assert [to.child_port - 1024 for to, _ in s.stack.replies] == [int.from_bytes(a[:2], "big") for _, a in s.stack.replies]
+        assert [to.child_port - 1024 for to, _ in s.stack.replies] == [
+            int.from_bytes(a[:2], "big") for _, a in s.stack.replies
+        ]
         ids = {message[:2] for message in upstream.seen}
         assert len(ids) > 500
         assert len({port for _, port in upstream.senders}) >= dns_udp.LANES
@@ -159,7 +167,7 @@ def test_source_ports_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def scene() -> None:
         upstream = Upstream()
-        s = Scene(None, upstream)
+        s = Scene(upstream)
         for _ in range(dns_udp.LANES):
             await s.ask(query())
         before = len(os.listdir("/proc/self/fd"))
@@ -176,7 +184,7 @@ def test_source_ports_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_query_is_never_passed_on(message: bytes) -> None:
     async def scene() -> None:
         upstream = Upstream()
-        s = Scene(None, upstream)
+        s = Scene(upstream)
         assert (await s.ask(message))[3] & 15 in (1, 4)
         await asyncio.sleep(0.05)
         assert upstream.seen == []
@@ -194,7 +202,7 @@ async def timed(s: Scene, message: bytes) -> tuple[int, float]:
 
 def test_refused_resolver_costs_nothing() -> None:
     async def scene() -> None:
-        s = Scene(None, closed_port(), Upstream())
+        s = Scene(closed_port(), Upstream())
         code, seconds = await timed(s, query())
         assert (code, seconds < 0.5) == (0, True)
         s.close()
@@ -204,7 +212,7 @@ def test_refused_resolver_costs_nothing() -> None:
 
 def test_all_refused_is_servfail_at_once() -> None:
     async def scene() -> None:
-        s = Scene(None, closed_port(), closed_port())
+        s = Scene(closed_port(), closed_port())
         code, seconds = await timed(s, query())
         assert (code, seconds < 0.5) == (2, True)
         assert s.recorder.of("dns_answer")[0][4] == "synthetic_empty"
@@ -216,7 +224,7 @@ def test_all_refused_is_servfail_at_once() -> None:
 def test_dead_first_resolver_costs_a_second_once() -> None:
     async def scene() -> None:
         dead, alive = Upstream(silent), Upstream()
-        s = Scene(None, dead, alive)
+        s = Scene(dead, alive)
         code, seconds = await timed(s, query())
         assert (code, 0.8 < seconds < 1.6) == (0, True)
         code, seconds = await timed(s, query("b.test"))
@@ -229,7 +237,7 @@ def test_dead_first_resolver_costs_a_second_once() -> None:
 def test_dead_resolvers_are_servfail_in_time_and_asked_again() -> None:
     async def scene() -> None:
         dead = Upstream(silent)
-        s = Scene(None, dead)
+        s = Scene(dead)
         code, seconds = await timed(s, query())
         assert (code, 4.0 < seconds < 4.9) == (2, True)
         dead.behaviour = well
@@ -242,7 +250,7 @@ def test_dead_resolvers_are_servfail_in_time_and_asked_again() -> None:
 
 def test_resolver_that_takes_four_seconds_still_answers() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream(delay=4.0))
+        s = Scene(Upstream(delay=4.0))
         code, seconds = await timed(s, query())
         assert (code, seconds < 4.5) == (0, True)
         await asyncio.sleep(1.2)  # the second attempt's answer is not the child's any more
@@ -254,7 +262,7 @@ def test_resolver_that_takes_four_seconds_still_answers() -> None:
 
 def test_failing_resolver_gives_way_to_the_next() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream(failing), Upstream())
+        s = Scene(Upstream(failing), Upstream())
         assert (await timed(s, query()))[0] == 0
         s.close()
 
@@ -263,7 +271,7 @@ def test_failing_resolver_gives_way_to_the_next() -> None:
 
 def test_failure_of_all_is_relayed_as_it_came() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream(failing), Upstream(failing))
+        s = Scene(Upstream(failing), Upstream(failing))
         code, seconds = await timed(s, query())
         assert (code, seconds < 0.5) == (2, True)
         assert s.recorder.of("dns_answer")[0][4] == "relayed"
@@ -274,7 +282,7 @@ def test_failure_of_all_is_relayed_as_it_came() -> None:
 
 def test_failure_counts_when_the_next_is_dead() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream(failing), Upstream(silent))
+        s = Scene(Upstream(failing), Upstream(silent))
         code, seconds = await timed(s, query())
         assert (code, seconds < 1.6) == (2, True)
         s.close()
@@ -286,10 +294,17 @@ def test_answers_that_do_not_match_are_dropped() -> None:
     def forged(message: bytes) -> list[bytes]:
         other_id = bytes((message[0] ^ 1, message[1])) + message[2:]
         other_name = message[:2] + query("evil.test")[2:]
-        return [answer_to(other_id, b"evil"), answer_to(other_name, b"evil"), message, b"", b"\0" * 11, answer_to(message)]
+        return [
+            answer_to(other_id, b"evil"),
+            answer_to(other_name, b"evil"),
+            message,
+            b"",
+            b"\0" * 11,
+            answer_to(message),
+        ]
 
     async def scene() -> None:
-        s = Scene(None, Upstream(forged))
+        s = Scene(Upstream(forged))
         assert await s.ask(query()) == answer_to(query())
         await asyncio.sleep(0.05)
         assert len(s.stack.replies) == 1
@@ -301,7 +316,7 @@ def test_answers_that_do_not_match_are_dropped() -> None:
 def test_answer_from_another_port_is_not_taken() -> None:
     async def scene() -> None:
         upstream = Upstream(silent)
-        s = Scene(None, upstream)
+        s = Scene(upstream)
         s.service.query(datagram(query()))
         await until(lambda: upstream.seen)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forger:
@@ -323,7 +338,7 @@ def test_truncated_and_large_answers_are_relayed_as_they_came() -> None:
 
     async def scene() -> None:
         upstream = Upstream(truncated)
-        s = Scene(None, upstream)
+        s = Scene(upstream)
         assert (await s.ask(query()))[2] & 2
         upstream.behaviour = large
         assert len(await s.ask(query())) == len(answer_to(query())) + 8000
@@ -337,7 +352,7 @@ def test_open_queries_are_bounded_and_the_oldest_make_room(monkeypatch: pytest.M
 
     async def scene() -> None:
         upstream = Upstream(silent)
-        s = Scene(None, upstream)
+        s = Scene(upstream)
         for number in range(1000):
             s.service.query(datagram(query(ident=number), number))
         forwarder = s.service._udp
@@ -354,7 +369,7 @@ def test_open_queries_are_bounded_and_the_oldest_make_room(monkeypatch: pytest.M
 def test_resolver_dies_with_many_queries_on_their_way() -> None:
     async def scene() -> None:
         first, second = Upstream(silent), Upstream()
-        s = Scene(None, first, second)
+        s = Scene(first, second)
         for number in range(200):
             s.service.query(datagram(query(ident=number), number))
         await until(lambda: len(first.seen) == 200)
@@ -387,7 +402,7 @@ async def message_from(reader: asyncio.StreamReader) -> bytes:
 
 def test_tcp_query_with_its_length_split_anywhere() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream())
+        s = Scene(Upstream())
         wire = framed(query("a.test", ident=5))
         for cut in (1, 2, 3, 14, len(wire) - 1):
             reader, writer = await dial(s)
@@ -403,7 +418,7 @@ def test_tcp_query_with_its_length_split_anywhere() -> None:
 
 def test_tcp_pipelined_queries_then_half_close() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream(delay=0.05))
+        s = Scene(Upstream(delay=0.05))
         reader, writer = await dial(s)
         writer.write(b"".join(framed(query(f"n{i}.test", ident=i)) for i in range(40)))
         writer.write_eof()
@@ -417,7 +432,7 @@ def test_tcp_pipelined_queries_then_half_close() -> None:
 
 def test_tcp_zero_length_closes() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream())
+        s = Scene(Upstream())
         reader, writer = await dial(s)
         writer.write(b"\0\0" + framed(query()))
         assert await reader.read() == b""
@@ -429,7 +444,7 @@ def test_tcp_zero_length_closes() -> None:
 def test_tcp_what_is_no_query_is_formerr_and_the_next_is_answered() -> None:
     async def scene() -> None:
         upstream = Upstream()
-        s = Scene(None, upstream)
+        s = Scene(upstream)
         reader, writer = await dial(s)
         writer.write(framed(b"\x07\x07" + b"\xff" * 65533))
         assert (await message_from(reader))[:2] == b"\x07\x07"
@@ -446,7 +461,7 @@ def test_tcp_answer_of_64_kib() -> None:
         return [answer_to(message) + bytes(65535 - len(answer_to(message)))]
 
     async def scene() -> None:
-        s = Scene(None, Upstream(large))
+        s = Scene(Upstream(large))
         reader, writer = await dial(s)
         writer.write(framed(query()))
         assert len(await message_from(reader)) == 65535
@@ -459,7 +474,7 @@ def test_tcp_answer_of_64_kib() -> None:
 def test_tcp_fail_over(first: str, at_most: float) -> None:
     async def scene() -> None:
         behaviours = {"silent": silent, "failing": failing}
-        s = Scene(None, closed_port() if first == "refused" else Upstream(behaviours[first]), Upstream())
+        s = Scene(closed_port() if first == "refused" else Upstream(behaviours[first]), Upstream())
         reader, writer = await dial(s)
         start = time.monotonic()
         writer.write(framed(query()))
@@ -472,7 +487,7 @@ def test_tcp_fail_over(first: str, at_most: float) -> None:
 
 def test_tcp_dead_resolver_is_servfail_in_time() -> None:
     async def scene() -> None:
-        s = Scene(None, Upstream(silent, delay=30))
+        s = Scene(Upstream(silent, delay=30))
         reader, writer = await dial(s)
         start = time.monotonic()
         writer.write(framed(query()))
@@ -487,7 +502,7 @@ def test_tcp_sessions_are_bounded_and_the_idle_make_room(monkeypatch: pytest.Mon
     monkeypatch.setattr(dns_tcp, "MAX_SESSIONS", 4)
 
     async def scene() -> None:
-        s = Scene(None, Upstream(delay=0.5))
+        s = Scene(Upstream(delay=0.5))
         first = await dial(s)
         others = [await dial(s) for _ in range(3)]
         await asyncio.sleep(0.05)
@@ -508,7 +523,7 @@ def test_tcp_idle_session_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dns_tcp, "IDLE_S", 0.1)
 
     async def scene() -> None:
-        s = Scene(None, Upstream())
+        s = Scene(Upstream())
         reader, _ = await dial(s)
         assert await reader.read() == b""
         s.close()
@@ -525,7 +540,7 @@ def test_closing_with_the_loop_stopped_leaves_no_task(recwarn: pytest.WarningsRe
     loop.set_exception_handler(lambda _, context: faults.append(context))
 
     async def begin() -> Scene:
-        s = Scene(None, Upstream(silent, delay=30))
+        s = Scene(Upstream(silent, delay=30))
         _, writer = await dial(s)
         writer.write(framed(query()))
         await asyncio.sleep(0.05)

@@ -102,7 +102,9 @@ def test_overlap_spoils_the_datagram_and_all_that_follows(what: str, make: objec
 
 def test_second_end_elsewhere_spoils() -> None:
     for end in (1024, 1100, 2000):
-        results = feed([fragment4(0, PAYLOAD[:512], True), fragment4(1024, b"e" * 64, False), fragment4(end, b"f" * 64, False)])
+        results = feed(
+            [fragment4(0, PAYLOAD[:512], True), fragment4(1024, b"e" * 64, False), fragment4(end, b"f" * 64, False)]
+        )
         assert drops(results) == ["fragment_overlap"]
 
 

@@ -47,7 +47,9 @@ def test_arp_that_is_passed_over(what: str) -> None:
     assert answer_arp(IGNORED_ARP[what], LINK) == IGNORED
 
 
-@pytest.mark.parametrize("frame", [arp()[:14], arp()[:41], arp(head=b"\0\2\x08\0\6\4"), arp(head=b"\0\1\x08\0\6\x10"), b""])
+@pytest.mark.parametrize(
+    "frame", [arp()[:14], arp()[:41], arp(head=b"\0\2\x08\0\6\4"), arp(head=b"\0\1\x08\0\6\x10"), b""]
+)
 def test_arp_that_is_malformed(frame: bytes) -> None:
     assert answer_arp(frame, LINK) == BAD_ARP
 

@@ -1,0 +1,138 @@
+"""The summary's two forms, and that the schemas in docs are the code's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from childflow.netstack.events import End, Ended, Question
+from childflow.policy.verdict import ALLOWED
+from childflow.record import schema, summary, tally
+from childflow.record.flowlog import make_recorder
+from childflow.record.recorder import Recorder
+from childflow.record.summary_form import Summary
+from childflow.settings import Settings
+from tests.record.test_flowlog import TCP, asked, tell_everything
+from tests.services.play import answer_to
+
+DOCS = Path(__file__).parents[2] / "docs" / "schema"
+
+
+def told(**more: Any) -> tuple[Settings, Recorder]:
+    settings = Settings(command=("npm", "ci", "a b"), summary=True, **more)
+    recorder = make_recorder(settings)
+    assert isinstance(recorder, Recorder)
+    tell_everything(recorder)
+    return settings, recorder
+
+
+def test_text_says_where_it_went_and_what_failed() -> None:
+    text = summary.render(*told(), 3)
+    lines = text.splitlines()
+    assert lines[0].startswith("childflow: npm ci 'a b': exit status 3, ")
+    assert lines[1] == "  4 flows, 105 B up, 2.0 KiB down; 2 DNS queries for 1 name"
+    table = [line.split() for line in lines]
+    assert ["reached", "flows", "up", "down", "queries"] in table
+    assert ["www.example.test:443", "1", "100", "B", "2.0", "KiB", "2"] in table
+    assert ["[2001:db8::7]:443", "1", "5", "B", "6", "B"] in table
+    assert "  refused by policy: 3 x martian" in lines
+    assert any(line.startswith("  connects that failed: 1 x Connection refused (ECONNREFUSED)") for line in lines)
+    assert text.endswith("\n")
+
+
+def test_text_of_a_run_that_reached_nothing_is_two_lines() -> None:
+    settings = Settings(command=("true",), summary=True)
+    text = summary.render(settings, make_recorder(settings), 0)
+    assert text.count("\n") == 2
+    assert "0 flows, 0 B up, 0 B down; 0 DNS queries for 0 names" in text
+
+
+def test_text_tells_names_that_were_only_looked_up() -> None:
+    settings, recorder = told()
+    recorder.dns_query("udp", "127.0.0.1:53", asked("nowhere.test")[0])
+    assert "only looked up: nowhere.test\n" in summary.render(settings, recorder, 0)
+
+
+def test_text_shows_no_control_characters() -> None:
+    settings = Settings(command=("printf", "\x1b[2J\n"), summary=True)
+    text = summary.render(settings, make_recorder(settings), 0)
+    assert "\x1b" not in text
+    assert text.count("\n") == 2
+
+
+def test_text_is_short_however_much_was_reached() -> None:
+    settings, recorder = told()
+    for number in range(200):
+        recorder.allowed(Question(100 + number, TCP, 1, number.to_bytes(4, "big"), 80), ALLOWED)
+    text = summary.render(settings, recorder, 0)
+    assert len(text.splitlines()) < 30
+    assert "  and 187 more" in text
+
+
+def test_json_fits_its_schema_and_counts() -> None:
+    settings, recorder = told(summary_format="json")
+    text = summary.render(settings, recorder, 3)
+    msgspec.json.decode(text, type=Summary, strict=True)
+    found = json.loads(text)
+    assert (found["command"], found["exit_code"], found["sandbox_controls"]) == ("npm ci 'a b'", 3, [])
+    assert found["capture"]["status"] == "disabled"
+    log = found["flow_log"]
+    assert (log["status"], log["path"]) == ("disabled", None)
+    assert log["event_counts"] == {
+        "total": 18, "dns_query": 3, "dns_answer": 2, "connect_attempt": 4, "connect_result": 3, "policy_violation": 3,
+        "flow_end": 2, "runtime_failure": 1, "unknown_event": 0,
+    }  # fmt: skip
+    assert log["top_dns_name"] == {
+        "qname": "www.example.test", "queries": 2, "answers": 2, "answer_ips": ["198.51.100.7"],
+    }  # fmt: skip
+    assert log["dns_policy_rows"][0]["target"] == "198.51.100.7:443"
+    assert log["top_target"]["target"] == "192.0.0.1:80"
+    assert log["policy_violations"] == {"martian": 3}
+    assert log["connect_errors"]["Connection refused (ECONNREFUSED)"] == 1
+    assert log["runtime_failure_phases"] == {"run": 1}
+    assert {k: v for k, v in found["traffic"].items() if k != "duration_ms"} == {
+        "bytes_up": 105, "bytes_down": 2006, "flows": 4,
+    }  # fmt: skip
+
+
+def test_json_tells_whether_the_log_is_whole(tmp_path: Path) -> None:
+    for target, status in ((str(tmp_path / "log"), "available"), ("/dev/full", "unavailable")):
+        settings, recorder = told(summary_format="json", flow_log=target, quiet=True)
+        recorder.close()
+        assert json.loads(summary.render(settings, recorder, 0))["flow_log"]["status"] == status
+
+
+def test_nothing_was_asked_for() -> None:
+    settings = Settings(command=("true",))
+    assert summary.render(settings, make_recorder(settings), 0) == ""
+
+
+def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "MAX_ROWS", 10)
+    settings, recorder = told()
+    for number in range(100):
+        recorder.allowed(Question(100 + number, TCP, 1, number.to_bytes(4, "big"), 80), ALLOWED)
+        recorder.ended(Ended(100 + number, End.FIN, 1, 1, 1))
+        read, message = asked(f"n{number}.test")
+        recorder.dns_answer("udp", "127.0.0.1:53", read, answer_to(message), "relayed", 0)
+    assert (len(recorder.tally.targets), len(recorder.tally.names)) == (11, 11)
+    assert recorder.tally.targets[tally.OTHERS].attempts == 100 - (10 - 4)
+    assert summary.render(settings, recorder, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (102_349, "100 KiB"), (1023 * 1024, "1.0 MiB"),
+     (35_000_000, "33.4 MiB"), (5 << 30, "5.0 GiB"), (5 << 40, "5.0 TiB")],
+)  # fmt: skip
+def test_size_text(size: int, text: str) -> None:
+    assert summary.size_text(size) == text
+
+
+@pytest.mark.parametrize("name", schema.SURFACES)
+def test_schema_in_docs_is_current(name: str) -> None:
+    assert (DOCS / name).read_text() == schema.schema_text(name), "run: python -m childflow.record.schema docs/schema"
