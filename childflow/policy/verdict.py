@@ -1,8 +1,8 @@
 """Verdicts: may this child reach that address?
 
 `judge` is pure: a question and the link's addresses in, a verdict with its reason out. It runs as a list of steps in
-CONTRACT.md's order; the first step that returns a verdict decides, and what no step decides is allowed. The policy's
-own steps (offline, metadata, private, CIDRs, domains, default) belong between `_gateway` and the end.
+the documented order; the first step that returns a verdict decides, and what no step decides is allowed. The policy's
+own steps (offline, metadata, private, CIDRs, domains, default) belong between `_own_link` and the end.
 
 Invariants: an address is judged by what it reaches: an IPv4 address in IPv6 clothes is the IPv4 address.
             Nothing here parses text or imports `ipaddress`: addresses are packed bytes, 4 or 16 of them.
@@ -160,7 +160,23 @@ def _gateway(ask: Ask, end: bytes, link: Addresses) -> Verdict | None:
     return Verdict(Action.DENY, how, sentence="the gateway answers only DNS and ping")
 
 
-_STEPS: tuple[Callable[[Ask, bytes, Addresses], Verdict | None], ...] = (_martian, _gateway)
+def _own_link(ask: Ask, end: bytes, link: Addresses) -> Verdict | None:
+    """Nobody but the gateway lives on the TAP, and its last address is the broadcast. On a host with 464XLAT (RFC 7335)
+    the same IPv4 addresses are the host itself. The child gets what a link without that neighbour would give."""
+    child, bits = (link.child4, link.prefix4) if len(end) == 4 else (link.child6, link.prefix6)
+    whole, rest = bits >> 3, bits & 7
+    if end[:whole] != child[:whole] or (rest and (end[whole] ^ child[whole]) >> (8 - rest)):
+        return None
+    where = address_text(ask.remote)
+    return Verdict(
+        Action.DENY,
+        Denial.UNREACHABLE_HOST,
+        reason_code="martian",
+        sentence=f"{where} is on childflow's own link, where only the gateway lives",
+    )
+
+
+_STEPS: tuple[Callable[[Ask, bytes, Addresses], Verdict | None], ...] = (_martian, _gateway, _own_link)
 
 
 def judge(ask: Ask, link: Addresses = ADDRESSES) -> Verdict:

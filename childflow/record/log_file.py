@@ -23,6 +23,7 @@ from childflow.errors import ChildflowError, UsageError
 
 MAX_WAITING = 8 << 20
 CLOSE_S = 1.0
+_CHUNK = 65536  # what a pipe holds, and little enough to copy in vain when it is full
 _PATH_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
 _PIPE_BUF = select.PIPE_BUF  # a pipe that polls writable takes this much without blocking
 
@@ -52,7 +53,7 @@ class LogFile:
         """Write what can be written now; true when nothing is left waiting."""
         while self._waiting:
             try:
-                size = self._put(bytes(self._waiting[: 1 << 20]))
+                size = self._put(bytes(self._waiting[:_CHUNK]))
             except BlockingIOError:
                 return False
             except OSError as error:

@@ -74,6 +74,20 @@ def test_gateway_refuses_the_rest_without_a_violation(gateway: str) -> None:
     assert (udp.action, udp.denial, udp.reason_code) == (Action.DENY, Denial.PORT, None)
 
 
+OWN_LINK = ["192.0.0.0", "192.0.0.2", "192.0.0.7", "::ffff:192.0.0.3", "fd63:6869:6c64::2", "fd63:6869:6c64::abcd"]
+
+
+@pytest.mark.parametrize("text", OWN_LINK)
+def test_own_link_has_nobody_else(text: str) -> None:
+    verdict = judge(Ask(TCP, packed(text), 80))
+    assert (verdict.action, verdict.denial, verdict.reason_code) == (Action.DENY, Denial.UNREACHABLE_HOST, "martian")
+
+
+@pytest.mark.parametrize("text", ["192.0.0.8", "191.255.255.255", "fd63:6869:6c64:1::2", "fd63:6869:6c63:ffff::1"])
+def test_beside_the_own_link_is_ordinary(text: str) -> None:
+    assert judge(Ask(TCP, packed(text), 80)) is ALLOWED
+
+
 def test_gateway_in_disguise_serves_nothing() -> None:
     assert judge(Ask(TCP, packed("::ffff:192.0.0.1"), 53)).action is Action.DENY
 
