@@ -1,0 +1,365 @@
+"""The two windows: the one we tell the child (true, not silly, reopened) and the one it tells us (kept, probed)."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from childflow.netstack.events import End
+from childflow.netstack.stack import Limits
+
+from . import wire
+from .play import ACK, FIN, RST, Play, text_of
+
+SCALED = wire.mss(1460) + wire.NOP + wire.wscale(0)
+RING = 512 * 1024
+
+
+def fill_up(play: Play, segment: int = 1460) -> int:
+    """The child sends into a host that does not read, as the window lets it; returns the bytes accepted."""
+    child, sent, edge, shift = play.child, 0, 65_535, 4
+    while True:
+        size = min(segment, edge - sent)
+        if size <= 0:
+            return sent
+        child.sends(ACK, text=text_of(size, sent))
+        sent += size
+        for s in child.forgets():
+            assert child.acked(s) == sent + 1, "an accepted byte was not acknowledged"
+            edge = child.acked(s) - 1 + (s.window << shift)
+
+
+# --- up: the window that we tell
+
+
+def test_established_window_shrinks_to_zero_as_the_host_stops_reading(play):
+    play.establish(options=SCALED, buffer=4096)
+    sent = fill_up(play)
+    assert RING <= sent <= RING + 65_536
+    assert play.stack.buffered() == RING
+    play.child.sends(ACK, text=text_of(100, sent), seq=sent + 1)
+    s = play.child.gets(ACK, window=0)
+    assert 0 <= play.child.acked(s) - 1 - sent < 16  # what the scale of the window hides
+    assert play.stack.counters() == {"out_of_window": 1}
+
+
+def test_zero_window_told_reopens_with_an_update_when_the_host_reads(play):
+    play.establish(options=SCALED, buffer=4096)
+    sent = fill_up(play)
+    got = play.host.reads(64)
+    play.child.gets_nothing()  # a little room is no news (RFC 9293, 3.8.6.2.2)
+    got += play.host.reads()
+    updates = play.child.forgets()
+    assert updates
+    assert play.child.acked(updates[-1]) == sent + 1
+    assert updates[-1].window << 4 >= RING // 2
+    assert got == text_of(sent)
+    assert play.stack.buffered() == 0
+
+
+def test_established_edge_never_moves_back_and_never_by_a_silly_bit(play):
+    """The edge moves by at least a segment or stays; scaling may hide up to 15 bytes of it (RFC 7323, 2.4)."""
+    play.establish(options=SCALED, buffer=4096)
+    child, sent, edge = play.child, 0, 0
+    edges = []
+    for step in range(2000):
+        size = min(997, edge - sent) if edge else 997
+        if size > 0:
+            child.sends(ACK, text=text_of(size, sent))
+            sent += size
+        if step % 3 == 0:
+            play.host.reads(1500)
+        for s in child.forgets():
+            now = child.acked(s) - 1 + (s.window << 4)
+            assert now > edge - 16, "the edge moved back"
+            if now >= edge + 16:
+                assert now >= edge + 1460 - 16, "a silly window"
+            edge = max(edge, now)
+            edges.append(now)
+    assert len(set(edges)) > 10
+
+
+def test_established_unscaled_window_fills_and_reopens(play):
+    play.establish(buffer=4096)
+    child, sent = play.child, 0
+    window = 65_535
+    while window:
+        size = min(1460, window)
+        child.sends(ACK, text=text_of(size, sent))
+        sent += size
+        window = child.forgets()[-1].window
+    assert sent > 65_535
+    assert play.host.reads() == text_of(sent)
+    assert child.forgets()[-1].window >= 65_535 - 1460
+
+
+def test_zero_window_told_takes_acks_and_window_updates(play):
+    """A full up direction doesn't stop the down direction."""
+    play.establish(options=SCALED, buffer=4096)
+    fill_up(play)
+    play.host.sends(b"down")
+    play.child.gets(ACK, text=b"down")
+    play.child.sends(ACK)
+    play.host.sends(b"more")
+    play.child.gets(ACK, text=b"more", seq=5)
+    play.child.sends(ACK)
+    play.child.gets_nothing()
+    play.clock.advance(ms=5000)
+    play.child.gets_nothing()
+
+
+def test_zero_window_told_and_reset_by_child(play):
+    play.establish(options=SCALED, buffer=4096)
+    fill_up(play)
+    play.child.sends(RST)
+    e = play.ended(End.RST_CHILD)
+    assert e.bytes_up < RING
+    assert play.stack.buffered() == 0
+
+
+def test_established_short_writes_lose_nothing(stage):
+    """B16: a host socket of a few KiB takes odd parts of each segment."""
+    play = stage()
+    play.establish(options=SCALED, buffer=2304)
+    data = text_of(600_001)
+    got, sent, edge = bytearray(), 0, 65_535
+    while len(got) < len(data):
+        size = min(1459, edge - sent, len(data) - sent)
+        if size > 0:
+            play.child.sends(ACK, text=data[sent : sent + size])
+            sent += size
+        got += play.host.reads(1013)
+        for s in play.child.forgets():
+            edge = max(edge, play.child.acked(s) - 1 + (s.window << 4))
+    assert bytes(got) == data
+    assert play.stack.buffered() == 0
+
+
+# --- down: the window that we are told
+
+
+@pytest.mark.parametrize("window", [1, 100, 1460, 4000, 65_535])
+def test_established_no_more_goes_down_than_the_window_takes(stage, offload, window):
+    play = stage(offload=offload)
+    play.establish(window=window)
+    play.host.sends(text_of(100_000), all_of_it=False)
+    came = b"".join(s.text for s in play.child.forgets())
+    assert came == text_of(len(came))
+    assert window - 1460 < len(came) <= window
+    play.clock.advance(ms=1)
+    play.child.gets_nothing()
+
+
+def test_established_only_the_window_is_read_from_the_host(play):
+    play.establish(window=10_000, host="pair")
+    play.host.sends(text_of(100_000))
+    play.child.forgets()
+    unread = play.host.end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    assert unread > 0
+    assert play.stack.buffered() == RING
+    play.child.sends(ACK, ack=10_001)
+    assert b"".join(s.text for s in play.child.forgets()) == text_of(10_000, 10_000)
+
+
+def test_established_scaled_window_is_scaled(play):
+    play.establish(options=wire.mss(1460) + wire.NOP + wire.wscale(3), window=1000)
+    play.host.sends(text_of(100_000))
+    came = sum(len(s.text) for s in play.child.forgets())
+    assert 8000 - 1460 < came <= 8000
+
+
+def test_established_no_silly_segment_while_an_ack_is_on_its_way(play):
+    play.establish(window=2000)
+    play.host.sends(text_of(5000))
+    came = play.child.forgets()
+    assert sum(len(s.text) for s in came) in (1460, 2000)
+    play.child.sends(ACK, ack=1461, window=1000)
+    for s in play.child.forgets():
+        assert len(s.text) >= 1000 - 540
+
+
+def test_zero_window_is_probed_with_a_byte_and_back_off(play):
+    """B13: the probe carries a byte, so the child must answer; RTO, doubled up to a minute; never given up."""
+    play.establish(window=0)
+    play.host.sends(text_of(5000))
+    play.child.gets_nothing()
+    wait = 200
+    for _ in range(25):
+        play.clock.advance(ms=wait - 1)
+        play.child.gets_nothing()
+        play.clock.advance(ms=1)
+        play.child.gets(ACK, seq=1, text=text_of(1))
+        play.child.got = 1
+        play.child.sends(ACK)  # still nothing taken
+        play.child.gets_nothing()
+        wait = min(2 * wait, 60_000)
+    play.child.sends(ACK, window=65_535)
+    assert play.child.reads(5000) == text_of(5000)
+    assert play.stack.buffered() == 0
+
+
+def test_zero_window_lost_update_is_found_by_a_probe(play):
+    """B12: the child's window opens, its ACK is lost, the answer to the next probe tells it."""
+    play.establish(window=1000)
+    play.host.sends(text_of(5000))
+    assert play.child.reads(1000, window=0) == text_of(1000)
+    play.child.gets_nothing()
+    play.child.window = 65_535  # told to nobody
+    play.clock.advance(ms=200)
+    play.child.gets(ACK, seq=1001, text=text_of(1, 1000))
+    play.child.sends(ACK)
+    assert play.child.reads(3999) == text_of(3999, 1001)
+
+
+def test_zero_window_probe_byte_taken_and_still_closed_goes_on(play):
+    """A child that takes the probe's byte and stays closed is probed with the next one."""
+    play.establish(window=0)
+    play.host.sends(text_of(5000))
+    for i in range(5):
+        play.clock.advance(ms=60_000)
+        play.child.gets(ACK, seq=1 + i, text=text_of(1, i))
+        play.child.sends(ACK)
+        play.child.gets_nothing()
+    play.child.sends(ACK, window=65_535)
+    assert play.child.reads(4995) == text_of(4995, 5)
+
+
+def test_zero_window_reopened_after_long_has_a_short_rto_again(play):
+    """The back-off of probes is not a measure of the path: the first loss after them must not cost a minute."""
+    play.establish(window=0)
+    play.host.sends(text_of(5000))
+    for _ in range(10):
+        play.clock.advance(ms=60_000)
+        play.child.forgets()
+        play.child.sends(ACK)
+    play.child.sends(ACK, window=65_535)
+    assert play.child.forgets()
+    play.clock.advance(ms=2000)
+    assert play.child.forgets(), "no retransmission within two seconds"
+
+
+def test_zero_window_silly_reopening_is_used_at_last(play):
+    """A window of less than a segment with nothing in flight is used: nothing else would ever come."""
+    play.establish(window=0)
+    play.host.sends(text_of(5000))
+    play.child.sends(ACK, window=10)
+    play.child.gets(ACK, seq=1, text=text_of(10))
+
+
+def test_zero_window_host_closed_sends_the_fin_when_it_may(play):
+    play.establish(window=0)
+    play.host.sends(text_of(100))
+    play.host.closes()
+    play.child.gets_nothing()
+    play.child.sends(ACK, window=65_535)
+    assert play.child.reads(100) == text_of(100)
+    play.child.gets(ACK | FIN, seq=101)
+
+
+def test_zero_window_and_host_at_its_end_never_hangs(play):
+    """The window closes after the last byte, the host ends, and the child's window update is lost: only our FIN (or a
+    probe) can wake the connection."""
+    play.establish(window=100)
+    play.host.sends(text_of(100))
+    play.child.gets(ACK, text=text_of(100))
+    play.child.sends(ACK, window=0)
+    play.host.closes()
+    for _ in range(5):
+        play.clock.advance(ms=2000)
+    assert play.child.inbox, "nothing tells the child that the host is done"
+
+
+def test_zero_window_and_host_reset_is_a_reset_for_the_child(stage):
+    """B03, B04: a host's RST never turns into a FIN."""
+    play = stage()
+    play.establish(host="tcp", window=100)
+    play.host.sends(text_of(100))
+    play.until(lambda: play.child.inbox)
+    play.child.gets(ACK, text=text_of(100))
+    play.child.sends(ACK, window=0)
+    play.host.resets()
+    play.until(lambda: True)
+    play.clock.advance(ms=1000)
+    play.child.sends(ACK, window=65_535)
+    play.until(lambda: play.child.inbox)
+    play.child.gets(RST | ACK)
+    play.ended(End.RST_HOST)
+
+
+def test_established_window_taken_back_is_probed(play):
+    """The child closes its window over what is in flight: no retransmission timeout ends the flow."""
+    play.establish(window=5000)
+    play.host.sends(text_of(10_000))
+    play.child.forgets()
+    play.child.sends(ACK, ack=1, window=0)
+    for _ in range(30):
+        play.clock.advance(ms=61_000)
+        for s in play.child.forgets():
+            assert s.text == text_of(1)
+        play.child.sends(ACK, ack=1, window=0)
+    play.child.sends(ACK, ack=1, window=65_535)
+    assert play.child.reads(10_000) == text_of(10_000)
+
+
+def test_established_old_window_is_not_believed(play):
+    """A segment older than the last one can't change the window (RFC 9293, SND.WL1)."""
+    play.establish()
+    play.child.sends(ACK, text=b"new", window=65_535)
+    play.child.gets(ACK)
+    play.child.sends(ACK, seq=1, text=b"new", window=0)
+    play.child.gets(ACK)
+    play.host.sends(b"goes")
+    play.child.gets(ACK, text=b"goes")
+
+
+# --- memory
+
+
+def test_buffer_limit_stops_no_other_flow_and_burns_no_cpu(stage):
+    """One flow holds all the payload memory there is: the others wait, without the stack asking to be called again."""
+    play = stage(limits=Limits(flow_window=65_536, buffer_limit=65_536))
+    play.establish(port=1, buffer=4096)
+    for at in range(0, 60_000, 1000):
+        play.child.sends(ACK, text=text_of(1000, at))
+    assert play.stack.buffered() == 65_536
+    holder = play.host
+    play.establish(port=2)
+    play.host.sends(b"waits")  # comes to rest, or fails here
+    play.child.gets_nothing()
+    play.child.sends(ACK, text=b"direct")
+    play.host.gets(b"direct")
+    holder.reads()
+    play.clock.advance(ms=1000)
+    texts = [s.text for s in play.child.forgets()]
+    assert b"waits" in texts
+
+
+def test_buffer_limit_refused_text_comes_again(stage):
+    play = stage(limits=Limits(flow_window=65_536, buffer_limit=65_536))
+    play.establish(port=1, buffer=4096)
+    first, first_host = play.child, play.host
+    for at in range(0, 60_000, 1000):
+        first.sends(ACK, text=text_of(1000, at))
+    play.establish(port=2)
+    play.child.sends(ACK, seq=5, text=b"late")
+    play.child.gets(ACK, ack=1)
+    assert play.stack.counters()["no_buffer"] == 1
+    first_host.reads()
+    play.child.sends(ACK, seq=1, text=b"all late")
+    play.child.gets(ACK, ack=9)
+    play.host.gets(b"all late")
+
+
+def test_established_idle_flows_hold_nothing(stage):
+    play = stage()
+    for port in range(1, 201):
+        play.establish(port=port)
+        play.child.sends(ACK, text=b"ping")
+        play.child.gets(ACK, ack=5)
+        play.host.gets(b"ping")
+        play.host.sends(b"pong")
+        play.child.gets(ACK, text=b"pong")
+        play.child.sends(ACK)
+    assert play.stack.flow_count() == 200
+    assert play.stack.buffered() == 0
