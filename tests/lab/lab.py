@@ -128,14 +128,16 @@ class Caller:
         *command: str,
         flags: Sequence[str] = (),
         bare: bool = False,
+        log: bool = True,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
     ) -> Running:
-        """Start a command under childflow (alone when `bare`), with the flow log recorded for `Result.events`."""
+        """Start a command under childflow (alone when `bare`). `log`: record the flow log, for `Result.events`."""
         _once(install.make_environment)
-        log = self._new_flow_log()
-        argv = list(command) if bare else [*_childflow(), "--flow-log", str(log), *flags, "--", *command]
+        log_file = self._new_flow_log()
+        logged = ("--flow-log", str(log_file)) if log else ()
+        argv = list(command) if bare else [*_childflow(), *logged, *flags, "--", *command]
         return start(
             argv,
             self.place,
@@ -143,7 +145,7 @@ class Caller:
             cwd=str(cwd or self.home),
             env={**self.environment, **(env or {})},
             stdin=stdin,
-            events=lambda: _json_lines(log),
+            events=lambda: _json_lines(log_file),
         )
 
     def folder(self, name: str) -> Path:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -83,10 +84,11 @@ class Running:
         out: BinaryIO,
         err: BinaryIO,
         events: Callable[[], list[dict[str, Any]]],
+        started: float,
     ) -> None:
         self.argv, self.process, self.pid = argv, process, process.pid
         self._out, self._err, self._events = out, err, events
-        self._started = time.monotonic()
+        self._started = started
 
     def __enter__(self) -> Self:
         return self
@@ -115,14 +117,23 @@ class Running:
                 raise AssertionError(f"no {word!r} from {self.argv}: {self.so_far()}")
             time.sleep(0.01)
 
-    def wait(self, timeout: float = TIME_LIMIT) -> Result:
+    def _ends_within(self, timeout: float) -> bool:
+        """Wait on a pidfd: `Popen.wait` with a time limit looks every 50 ms only."""
+        if self.process.poll() is not None:
+            return True
+        pidfd = os.pidfd_open(self.pid)
         try:
-            code = self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
+            return bool(select.select([pidfd], [], [], timeout)[0])
+        finally:
+            os.close(pidfd)
+
+    def wait(self, timeout: float = TIME_LIMIT) -> Result:
+        if not self._ends_within(timeout):
             self.kill()
             out, err = self.so_far()
-            raise AssertionError(f"{' '.join(self.argv)}: still running after {timeout} s\n{out}\n{err}") from None
+            raise AssertionError(f"{' '.join(self.argv)}: still running after {timeout} s\n{out}\n{err}")
         duration = time.monotonic() - self._started
+        code = self.process.wait()
         out, err = self.so_far()
         return Result(self.argv, code if code >= 0 else 128 - code, out, err, duration, self._events())
 
@@ -149,6 +160,7 @@ def start(
         os.chdir(cwd)
         ns.die_with_parent()
 
+    started = time.monotonic()
     process = subprocess.Popen(
         argv,
         stdin=given,
@@ -160,7 +172,7 @@ def start(
         pass_fds=pass_fds,
     )
     given.close()
-    return Running(argv, process, out, err, events)
+    return Running(argv, process, out, err, events, started)
 
 
 def become(user: str) -> None:

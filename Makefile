@@ -1,0 +1,79 @@
+# Two commands for a fresh machine:  make run   make test
+#
+# Each step leaves a stamp in .venv/stamps when it is complete, so that steps are done once, again when their sources
+# change, and again after an interruption. What takes a network is done before the tests, which have none.
+#
+#   make run [CMD="..."]   set everything up; run `npm ci` (or CMD) under childflow in examples/npm-project
+#   make test [PYTEST=..]  set everything up, system packages included; lint; all tests. PYTEST: options, as -k dns
+#   make lint              ruff, mypy --strict, warnings of the C compiler
+#   make bench             all benchmarks: bench-bulk (one TCP stream), bench-start (the cost of a run), bench-npm
+#   make clean             remove what was built
+
+PYTHON = $(shell tests/find_python.sh)
+BIN = .venv/bin
+STAMPS = .venv/stamps
+PYTEST =
+CMD =
+
+C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard childflow/*/*.c childflow/*/*.h))
+BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
+
+.DELETE_ON_ERROR:
+.PHONY: run test lint bench bench-bulk bench-start bench-npm test-wheels npm-mirror clean
+
+run: $(STAMPS)/build
+	@BIN="$(CURDIR)/$(BIN)" sh examples/run.sh $(CMD)
+
+test: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test lint test-wheels npm-mirror
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(STAMPS)/test $(STAMPS)/build
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(CC) -fsyntax-only -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror $(filter %.c, $(C_SOURCES))
+
+# What the tests install, childflow's own wheel apart: fetched once into build/, quick afterwards.
+test-wheels: $(STAMPS)/test
+	@$(BIN)/python -m tests.lab.install
+
+npm-mirror: $(STAMPS)/test-system $(STAMPS)/test
+	@$(BIN)/python -m tests.lab.npm_mirror fill
+
+bench: bench-start bench-bulk bench-npm
+
+bench-bulk bench-start: bench-%: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
+	$(BIN)/python -m benches.bench_$*
+
+bench-npm: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels npm-mirror
+	$(BIN)/python -m benches.bench_npm
+
+# -- set up ---------------------------------------------------------------------------------------------------------
+
+$(STAMPS)/venv:
+	@tests/system_packages.sh build
+	@$(BIN)/python -c "" 2>/dev/null || { rm -rf .venv; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/tools: pyproject.toml | $(STAMPS)/venv
+	@$(BIN)/pip install -q --disable-pip-version-check "setuptools>=65" wheel "cffi>=1.16"
+	@touch $@
+
+$(STAMPS)/build: $(BUILD_SOURCES) $(STAMPS)/tools
+	@echo "building childflow"
+	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml $(STAMPS)/tools | $(STAMPS)/build
+	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
+	@touch $@
+
+$(STAMPS)/test-system: tests/system_packages.sh | $(STAMPS)/venv
+	@tests/system_packages.sh test
+	@touch $@
+
+clean:
+	rm -rf .venv build childflow.egg-info childflow/_netstack.* childflow/_sandbox.* childflow/sandbox/childflow-init
+	find childflow -name '*.o' -delete
+	rm -rf examples/npm-project/node_modules
