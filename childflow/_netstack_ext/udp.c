@@ -20,7 +20,7 @@
 #define BATCH 16
 #define DATAGRAM_MAX 65535
 #define READY_BUDGET 64                  /* datagrams of one map in one turn */
-#define PARKED_DATAGRAMS_MAX 16          /* of one peer */
+#define PARKED_DATAGRAMS_MAX 64          /* of one peer: a burst of small ones that comes before the verdict */
 #define PARKED_BYTES_MAX (4u << 20)      /* of all */
 #define PARKED_MAX_US (60 * US_PER_S)
 #define IDLE_ANSWERED_US (300 * US_PER_S) /* RFC 4787, REQ-5: at least 2 minutes, 5 recommended */
