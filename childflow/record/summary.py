@@ -61,10 +61,15 @@ def _text(settings: Settings, recorder: Recorder, status: int) -> str:
         f"  {_count(tally.flows, 'flow')}, {size_text(tally.bytes_up)} up, {size_text(tally.bytes_down)} down; "
         f"{_count(queries, 'DNS query', 'DNS queries')} for {_count(len(tally.names), 'name')}",
     ]
-    lines += _reached(tally) + _unreached(tally)
-    lines += _reasons("refused by policy", tally.violations) + _reasons("connects that failed", tally.connect_errors)
+    lines += _reached(tally)
+    rest = [
+        *_unreached(tally),
+        *_reasons("refused by policy", tally.violations),
+        *_reasons("connects that failed", tally.connect_errors),
+    ]
     if settings.flow_log is not None:
-        lines.append(f"  flow log: {settings.flow_log}")
+        rest.append(f"  flow log: {settings.flow_log}")
+    lines += ["", *rest] if rest else []
     return "\n".join(lines) + "\n"
 
 
@@ -113,14 +118,14 @@ def _unreached(tally: Tally) -> list[str]:
         return []
     shown = ", ".join(_shortened(name, _MAX_LABEL) for name in idle[:5])
     more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
-    return ["", f"  only looked up: {shown}{more}"]
+    return [f"  only looked up: {shown}{more}"]
 
 
 def _reasons(title: str, counts: Counter[str]) -> list[str]:
     if not counts:
         return []
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ["", f"  {title}: " + ", ".join(f"{count} x {reason}" for reason, count in ranked[:5])]
+    return [f"  {title}: " + ", ".join(f"{count} x {reason}" for reason, count in ranked[:5])]
 
 
 def _label(row: TargetRow) -> str:

@@ -293,9 +293,10 @@ class UdpForwarder:
 
     def _too_slow(self, pending: Pending) -> None:
         if pending.flights:
-            server = pending.flights[-1][0].server
-            self._resolvers.avoid(server)
-            self._retire_all(server)  # the host may have moved: a connected socket keeps its old source address
+            lane = pending.flights[-1][0]
+            self._resolvers.avoid(lane.server)
+            if lane not in self._retired:  # once for all queries that wait there, or each would open a socket
+                self._retire_all(lane.server)  # the host may have moved: a connected socket keeps its source address
         if pending.fallback is not None and pending.asked >= len(pending.order):
             self._fail(pending)
             return

@@ -366,6 +366,22 @@ def test_open_queries_are_bounded_and_the_oldest_make_room(monkeypatch: pytest.M
     run(scene)
 
 
+def test_slow_resolver_and_many_queries_cost_few_sockets() -> None:
+    async def scene() -> None:
+        s = Scene(Upstream(silent), Upstream(silent))
+        before, most = len(os.listdir("/proc/self/fd")), 0
+        for number in range(1000):
+            s.service.query(datagram(query(ident=number), number))
+        while len(s.stack.replies) < 1000:
+            most = max(most, len(os.listdir("/proc/self/fd")) - before)
+            await asyncio.sleep(0.05)
+        assert most < 50
+        assert s.service._udp._retired == set()
+        s.close()
+
+    run(scene)
+
+
 def test_resolver_dies_with_many_queries_on_their_way() -> None:
     async def scene() -> None:
         first, second = Upstream(silent), Upstream()
