@@ -13,7 +13,8 @@ import sys
 from typing import Any, NamedTuple
 
 from childflow import __version__
-from childflow.errors import ChildflowError, UsageError
+from childflow.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ChildflowError, UsageError
+from childflow.messages import say
 from childflow.settings import Settings
 
 MTU_MIN, MTU_MAX = 68, 65521  # RFC 791; what a TAP with a virtio header takes
@@ -63,8 +64,29 @@ def main(argv: list[str] | None = None) -> int:
 
         return run(settings)
     except ChildflowError as error:
-        print(f"childflow: {error}", file=sys.stderr, flush=True)
+        say(str(error))
         return error.exit_status
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:
+        say(f"internal error ({type(error).__name__}: {error}); please report it with what CHILDFLOW_DEBUG=1 shows")
+        if _debug():
+            raise
+        return EXIT_FAILED
+
+
+def _interrupted() -> int:
+    """Ctrl-C before `run` holds signals back."""
+    import signal
+
+    from childflow.sandbox.signals import die_as
+
+    die_as(signal.SIGINT)
+    return EXIT_SIGNAL_BASE + signal.SIGINT
+
+
+def _debug() -> bool:
+    return os.environ.get("CHILDFLOW_DEBUG", "") not in ("", "0")
 
 
 def split(arguments: list[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -133,7 +155,7 @@ def settings_from(found: dict[str, Any], command: tuple[str, ...]) -> Settings:
         keep_fds=tuple(sorted({_kept_descriptor(text) for text in found.get("keep_fds", [])})),
         allow_socket_stdio="allow_socket_stdio" in found,
         strict="strict" in found,
-        verbose="verbose" in found or os.environ.get("CHILDFLOW_DEBUG", "") not in ("", "0"),
+        verbose="verbose" in found or _debug(),
         quiet="quiet" in found,
         dns=_dns(texts["dns"]) if "dns" in texts else None,
         flow_log=_flow_log(texts["flow_log"]) if "flow_log" in texts else None,

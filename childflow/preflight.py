@@ -9,6 +9,7 @@ Not here: the sandbox itself (`sandbox/spawn.py`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -151,7 +152,8 @@ def _try_steps() -> tuple[str, int]:
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
         number, _, step = answer.read().decode("ascii").partition(" ")
-    os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):  # a caller that ignores SIGCHLD
+        os.waitpid(pid, 0)
     return step, int(number or 0)
 
 

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import os
 import sys
+from signal import SIGHUP
 from typing import TYPE_CHECKING, Any
 
 from childflow.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ChildflowError, StartError
+from childflow.messages import say
 from childflow.sandbox import link, spawn
 from childflow.sandbox.signals import STOPPING, Signals, die_as, stop_as
 from childflow.sandbox.spawn import Report, Sandbox
@@ -27,6 +29,7 @@ from childflow.settings import Settings
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from childflow.engine import Engine
     from childflow.record.flowlog import NullRecorder
@@ -57,12 +60,8 @@ def _with_sandbox(settings: Settings, plan: link.LinkPlan, signals: Signals, pen
     recorder = None
     try:
         # Heavy, and therefore here: the kernel makes C's namespaces meanwhile.
-        from childflow.record.flowlog import make_recorder
-
-        loop = _new_loop()
+        loop, engine_class, make_recorder = _import_engine()
         recorder = make_recorder(settings)
-        from childflow.engine import Engine
-
         sandbox = pending.finish()
     except BaseException as error:
         pending.abandon()
@@ -72,17 +71,23 @@ def _with_sandbox(settings: Settings, plan: link.LinkPlan, signals: Signals, pen
         raise
     try:
         _tell_warnings(settings, sandbox)
-        engine = Engine(sandbox.tap_fd, sandbox.offload, plan, settings, loop, recorder)
+        engine = engine_class(sandbox.tap_fd, sandbox.offload, plan, settings, loop, recorder)
         return _Life(settings, signals, sandbox, engine, recorder, loop).run()
     finally:
         sandbox.close()
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
-    import uvloop
+def _import_engine() -> tuple[asyncio.AbstractEventLoop, type[Engine], Callable[[Settings], NullRecorder]]:
+    try:
+        import uvloop
 
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
+        from childflow.engine import Engine
+        from childflow.record.flowlog import make_recorder
+    except ImportError as error:
+        detail = f"the engine can't be loaded: {error}"
+        hint = "install childflow again (pip install --force-reinstall childflow)"
+        raise StartError("child_bootstrap", "unknown_runtime_failure", detail, hint) from error
+    return uvloop.new_event_loop(), Engine, make_recorder
 
 
 def _tell_warnings(settings: Settings, sandbox: Sandbox) -> None:
@@ -153,7 +158,7 @@ class _Life:
 
     def _on_signals(self) -> None:
         for number, from_kernel in self._signals.arrived():
-            if not from_kernel:
+            if not from_kernel or (number == SIGHUP and _leads_session()):
                 self._sandbox.forward(number)
 
     def _on_reports(self) -> None:
@@ -165,7 +170,7 @@ class _Life:
             return
         if stopped:
             stop_as(stopped)
-            self._on_signals()  # a SIGCONT for us alone is waiting there, and is the command's too
+            self._on_signals()  # a SIGCONT for us alone waits there, and is the command's too
 
     def _take_reports(self) -> int:
         """Read all reports; returns the signal that the command stands stopped by, or 0."""
@@ -203,6 +208,11 @@ class _Life:
             say(f"drops: {counted or 'none'}")
 
 
+def _leads_session() -> bool:
+    """At a hangup the kernel signals the session's leader alone: the command would be that, without us."""
+    return os.getsid(0) == os.getpid()
+
+
 def refuse_network_descriptors(settings: Settings) -> None:
     """Refuse descriptors by which the command would have the host's network, or another that is not this run's."""
     for fd in (*range(3), *settings.keep_fds):
@@ -228,8 +238,3 @@ def _socket_family(fd: int) -> str | None:
     with duplicate:
         family = duplicate.family
     return getattr(family, "name", f"family {int(family)}")
-
-
-def say(text: str) -> None:
-    """One line of ours on stderr."""
-    print(f"childflow: {text}", file=sys.stderr, flush=True)

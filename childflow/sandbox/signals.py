@@ -72,10 +72,7 @@ class Signals:
 
 def stop_as(number: int) -> None:
     """Stop this process by a stopping signal; returns when it is continued (at once, in an orphaned process group)."""
-    if number != signal.SIGSTOP:
-        signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
-    os.kill(os.getpid(), number)
+    _raise(number)
     if number != signal.SIGSTOP:
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})
 
@@ -84,10 +81,15 @@ def die_as(number: int) -> None:
     """End this process by a signal, without a core file of its own. Returns if the signal does not end a process."""
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if number != signal.SIGKILL:
+    _raise(number)
+
+
+def _raise(number: int) -> None:
+    """Let a signal act on us by default. Sent while still held back, it merges with one that waits already."""
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
 
 def _bits(numbers: frozenset[int] | set[signal.Signals] | set[int]) -> int:

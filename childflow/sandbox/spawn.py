@@ -47,7 +47,7 @@ NO_FRESH_SYS = (
 )
 
 _MESSAGE = struct.Struct("=ii56s")  # init.c's struct message
-_ENGINE_TIMEOUT_MS = 2000
+INIT_PATIENCE_S = 2.0  # for a kernel under load to end a whole PID namespace
 
 
 class Report(NamedTuple):
@@ -90,17 +90,24 @@ class Sandbox:
     def next_report(self) -> Report | None:
         """The next report, `gone` when init has ended, or None when there is none yet."""
         try:
-            data = self._attempt.control.recv(_MESSAGE.size, socket.MSG_DONTWAIT)
+            data = self._receive()
         except BlockingIOError:
             return None
-        except ConnectionError:
-            data = b""
         if not data:
             return Report("gone", 0)
         kind, value, text = _MESSAGE.unpack(data)
         if kind == ord("F"):
             raise StartError("child_bootstrap", "rootless_bootstrap_sync_failed", _failure(_word(text), value))
         return Report(_KINDS[kind], value)
+
+    def _receive(self) -> bytes:
+        control = self._attempt.control
+        try:
+            return control.recv(_MESSAGE.size, socket.MSG_DONTWAIT)
+        except (
+            ConnectionResetError
+        ):  # init ended with a message of ours unread; its own last ones come after this error
+            return control.recv(_MESSAGE.size, socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """End what is left of the tree and wait for it; let the TAP go, which its holder takes down in its own time."""
@@ -250,8 +257,7 @@ class _Attempt:
         if self.init_pid:
             _end(self.init_pid)
         else:
-            os.kill(self._c_pid, signal.SIGKILL)  # not yet the holder; it is still ours to wait for
-            os.waitpid(self._c_pid, 0)
+            _kill(self._c_pid)  # not yet the holder
         if self.tap_fd >= 0:
             os.close(self.tap_fd)
         self._setup.close()
@@ -261,13 +267,31 @@ class _Attempt:
 
 def _end(init: int) -> None:
     """Wait for init, which ends when its control socket closes; kill it if it doesn't."""
-    pidfd = os.pidfd_open(init)
     try:
-        if not select.select([pidfd], [], [], _ENGINE_TIMEOUT_MS / 1000)[0]:
-            os.kill(init, signal.SIGKILL)
-    finally:
-        os.close(pidfd)
-    os.waitpid(init, 0)
+        pidfd = os.pidfd_open(init)
+    except ProcessLookupError:
+        return  # our caller ignores SIGCHLD, so nothing of ours is kept for waiting
+    ended = select.select([pidfd], [], [], INIT_PATIENCE_S)[0]
+    os.close(pidfd)
+    if ended:
+        _reap(init)
+    else:
+        _kill(init)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    _reap(pid)
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # as above
 
 
 def _open_init() -> int:
