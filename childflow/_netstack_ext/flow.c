@@ -104,10 +104,14 @@ static uint32_t *bucket_of_flow(const struct cf_stack *st, const struct flow *f)
 	return bucket_of(st, f->protocol, f->address_len, f->child_port, f->remote, f->remote_port);
 }
 
-static void unhash(struct cf_stack *st, struct flow *f)
+/* Take @f out of the hash, so that its tuple is free for another flow; it lives on until flow_close(). */
+void flow_unhash(struct cf_stack *st, struct flow *f)
 {
 	uint32_t *link = bucket_of_flow(st, f);
 
+	if (f->unhashed)
+		return;
+	f->unhashed = true;
 	while (*link != f->index)
 		link = &flow_at(st, *link)->hash_next;
 	*link = f->hash_next;
@@ -184,7 +188,7 @@ void flow_close(struct cf_stack *st, struct flow *f, enum cf_end end)
 	free_what_it_holds(st, f);
 	timer_remove(st, f);
 	flow_report_end(st, f, end);
-	unhash(st, f);
+	flow_unhash(st, f);
 	f->state = CLOSED;
 	st->flow_count--;
 	slot_release_if_unlisted(st, f);
@@ -322,6 +326,8 @@ int cf_flow_deny(cf_stack *st, cf_flow_id id, enum cf_denial how)
 {
 	struct flow *f = flow_of_id(st, id);
 
+	if ((unsigned)how > CF_DENY_PROHIBITED)
+		return CF_EINVAL;
 	if (!f || f->state != PARKED)
 		return CF_EFLOW;
 	drop(st, CF_DROP_FLOW_DENIED);

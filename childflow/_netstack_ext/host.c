@@ -93,8 +93,8 @@ int host_adopt(struct cf_stack *st, struct flow *f, int fd)
 	return 0;
 }
 
-/* After the socket became writable: 0 when it is connected, else the errno. */
-int host_finish_connect(struct flow *f)
+/* The error that waits on the socket, and no longer waits: of a connect, or of what came after. 0 when there is none. */
+int host_take_error(const struct flow *f)
 {
 	int error = 0;
 	socklen_t len = sizeof(error);

@@ -138,9 +138,20 @@ static bool take_epoll_events(struct cf_stack *st)
 	return n > 0;
 }
 
+/* Rings have been given back: as many of those that wait for one may try again. */
+static void wake_for_rings(struct cf_stack *st)
+{
+	struct flow *f;
+
+	for (uint64_t room = st->rings.limit - st->rings.live; room > 0 && (f = list_pop(st, LIST_RING)); room--)
+		list_push(st, LIST_READY, f);
+}
+
 static void serve_flows(struct cf_stack *st)
 {
 	struct flow *f;
+
+	wake_for_rings(st);
 
 	for (int i = 0; i < FLOWS_PER_ROUND && st->tap_writable && (f = list_pop(st, LIST_READY)); i++)
 		tcp_service(st, f);
@@ -172,6 +183,7 @@ static bool work_waits(const struct cf_stack *st)
 	if (st->tap_gone)
 		return false;
 	return st->tap_readable || st->ready_map != NONE ||
+	       (st->lists[LIST_RING].head != NONE && st->rings.live < st->rings.limit) ||
 	       (st->tap_writable && (st->lists[LIST_READY].head != NONE || st->lists[LIST_ACK].head != NONE));
 }
 

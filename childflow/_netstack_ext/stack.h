@@ -33,7 +33,8 @@ enum flow_state {
 	TIME_WAIT, DRAINING, OPEN, FLOW_STATES
 };
 
-enum flow_list { LIST_READY, LIST_ACK, LIST_PENDING, FLOW_LISTS };
+/* Flows that have something to do, that owe an ACK, that Python must hear of, that wait for a payload ring. */
+enum flow_list { LIST_READY, LIST_ACK, LIST_PENDING, LIST_RING, FLOW_LISTS };
 
 struct tcb {
 	/* down: what we send to the child. snd_una <= snd_nxt <= snd_max; the down ring starts at snd_una (or one
@@ -42,7 +43,7 @@ struct tcb {
 	seq snd_wl1, snd_wl2;
 	uint32_t child_window;         /* bytes from snd_una */
 	uint16_t mss;
-	uint8_t child_wscale, our_wscale, dup_acks, retries;
+	uint8_t child_wscale, our_wscale, dup_acks, retries, probes;
 	/* up: what we take from the child. rcv_nxt <= rcv_adv, the right edge that the child was told. */
 	seq irs, rcv_nxt, rcv_adv;
 	seq fin_seq;                   /* of a FIN that waits for text before it; valid with fin_seen */
@@ -69,8 +70,9 @@ struct flow {
 	uint8_t end;
 	bool asked;                    /* Python knows of this flow */
 	bool ended;                    /* CF_EVENT_ENDED was queued */
+	bool unhashed;                 /* its tuple belongs to another flow, or to none */
 	/* of the host socket, as epoll last told */
-	bool host_readable, host_writable, host_eof, host_hup, host_shut;
+	bool host_readable, host_writable, host_eof, host_hup, host_error, host_shut;
 	/* of the child side */
 	bool ack_due, fin_seen, fin_taken, window_scaling;
 	uint16_t child_port, remote_port;
@@ -203,6 +205,7 @@ void flow_report_connected(struct cf_stack *st, struct flow *f);
 void flow_report_end(struct cf_stack *st, struct flow *f, enum cf_end end);
 /* Take the flow out of the table, report its end, free what it holds. @f must not be used after it. */
 void flow_close(struct cf_stack *st, struct flow *f, enum cf_end end);
+void flow_unhash(struct cf_stack *st, struct flow *f);
 void list_push(struct cf_stack *st, enum flow_list which, struct flow *f);
 struct flow *list_pop(struct cf_stack *st, enum flow_list which);
 uint64_t siphash(const uint8_t key[16], const uint64_t *words, int count);
@@ -218,7 +221,7 @@ void timer_arm(struct cf_stack *st);
 /* host.c: real sockets */
 int host_connect(struct cf_stack *st, struct flow *f);
 int host_adopt(struct cf_stack *st, struct flow *f, int fd);
-int host_finish_connect(struct flow *f);
+int host_take_error(const struct flow *f);
 void host_close(struct flow *f, bool reset);
 int host_udp_socket(struct cf_stack *st, int address_len, uint64_t epoll_tag);
 void host_send_address(void *sockaddr_in6, uint32_t *len, const struct flow *f);
@@ -242,10 +245,12 @@ void tcp_retransmit(struct cf_stack *st, struct flow *f);
 void tcp_send_probe(struct cf_stack *st, struct flow *f);
 void tcp_send_keepalive(struct cf_stack *st, struct flow *f);
 void tcp_send_reset(struct cf_stack *st, struct flow *f);
+void tcp_refuse_ack(struct cf_stack *st, struct flow *f, seq ack);
 void tcp_refuse_segment(struct cf_stack *st, const struct ip_view *ip, const struct tcp_view *tcp);
 void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end);
 void tcp_flush_up(struct cf_stack *st, struct flow *f);
 void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len);
+void tcp_arm_persist(struct cf_stack *st, struct flow *f);
 void tcp_rtt_sample(struct flow *f, uint64_t now);
 void tcp_free(struct cf_stack *st, struct flow *f);
 enum tcp_event { GOT_CHILD_FIN, SENT_FIN, FIN_ACKED, TCP_EVENTS };

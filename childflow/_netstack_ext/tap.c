@@ -29,17 +29,20 @@ int tap_read(struct cf_stack *st, int budget)
 	return n;
 }
 
+/* False: the TAP takes nothing now, and an edge will tell when it does. */
 static bool write_frame(struct cf_stack *st, const struct iovec *iov, int pieces)
 {
 	while (writev(st->cfg.tap_fd, iov, pieces) < 0) {
 		if (errno == EINTR)
 			continue;
-		if (errno == EAGAIN || errno == ENOBUFS)
-			st->tap_writable = false;
-		else if (errno == EBADFD || errno == EPIPE)
-			st->tap_gone = true;
 		drop(st, CF_DROP_TAP_FULL);
-		return false;
+		if (errno == EAGAIN || errno == ENOBUFS) {
+			st->tap_writable = false;
+			return false;
+		}
+		if (errno == EBADFD || errno == EPIPE)
+			st->tap_gone = true;
+		return true; /* lost as on a wire: the link is down, say. What retransmits will; trying again at once would spin */
 	}
 	return true;
 }

@@ -146,7 +146,7 @@ static bool trim_back(struct cf_stack *st, struct flow *f, struct segment *s)
 
 static bool check_sequence(struct cf_stack *st, struct flow *f, struct segment *s)
 {
-	if ((s->tcp->flags & TCP_SYN) && seq_eq(s->seq, f->tcp.irs)) { /* a repeated SYN: our answer was lost */
+	if ((s->tcp->flags & (TCP_SYN | TCP_RST)) == TCP_SYN && seq_eq(s->seq, f->tcp.irs)) { /* a repeated SYN: our answer was lost */
 		drop(st, CF_DROP_DUPLICATE);
 		if (f->state == SYN_RECEIVED)
 			tcp_retransmit(st, f);
@@ -159,17 +159,19 @@ static bool check_sequence(struct cf_stack *st, struct flow *f, struct segment *
 	return trim_front(st, f, s) && trim_back(st, f, s);
 }
 
+static bool child_is_done(const struct flow *f) { return f->state == TIME_WAIT || f->state == DRAINING; }
+
 /* RFC 5961, 3.2: only the exact sequence number resets; another one in the window is asked to prove itself. */
 static bool check_reset(struct cf_stack *st, struct flow *f, struct segment *s)
 {
 	if (!(s->tcp->flags & TCP_RST))
 		return true;
-	if (seq_eq(s->seq, f->tcp.rcv_nxt)) {
+	if (seq_eq(s->seq, f->tcp.rcv_nxt) && !child_is_done(f)) {
 		tcp_abort(st, f, CF_END_RST_CHILD);
 		return false;
 	}
-	drop(st, CF_DROP_BAD_RESET);
-	if (seq_diff(s->seq, f->tcp.rcv_nxt) >= 0 && seq_diff(f->tcp.rcv_adv, s->seq) > 0)
+	drop(st, CF_DROP_BAD_RESET); /* once all was acknowledged none can take it back (RFC 1337) */
+	if (!child_is_done(f) && seq_diff(s->seq, f->tcp.rcv_nxt) >= 0 && seq_diff(f->tcp.rcv_adv, s->seq) > 0)
 		tcp_ack_soon(st, f);
 	return false;
 }
@@ -238,6 +240,8 @@ static void count_duplicate_ack(struct cf_stack *st, struct flow *f, const struc
 
 	if (s->text_len > 0 || s->fin || old_window != t->child_window || seq_eq(t->snd_una, t->snd_max))
 		return;
+	if (t->child_window == 0) /* the answer to a probe */
+		return;
 	if (t->dup_acks < 255)
 		t->dup_acks++;
 	if (t->dup_acks == DUP_ACKS && !seq_before(t->snd_una, t->recover)) {
@@ -251,6 +255,7 @@ static bool finish_handshake(struct cf_stack *st, struct flow *f, const struct s
 {
 	if (!seq_eq(s->tcp->ack, seq_add(f->tcp.iss, 1))) {
 		drop(st, CF_DROP_OLD_ACK);
+		tcp_refuse_ack(st, f, s->tcp->ack);
 		return false;
 	}
 	f->state = ESTABLISHED;
@@ -287,6 +292,7 @@ static bool check_ack(struct cf_stack *st, struct flow *f, struct segment *s)
 		count_duplicate_ack(st, f, s, old_window);
 	if (t->child_window > 0 && t->persist_at != NEVER) {
 		t->persist_at = NEVER;
+		t->probes = 0;
 		t->snd_nxt = t->snd_una; /* the probe's byte may not have been taken */
 	}
 	list_push(st, LIST_READY, f);
@@ -315,6 +321,8 @@ static bool take_fin(struct cf_stack *st, struct flow *f, struct segment *s)
 	if (!f->fin_seen || f->fin_taken || !seq_eq(f->tcp.fin_seq, f->tcp.rcv_nxt))
 		return true;
 	f->fin_taken = true;
+	if (f->tcp.up)
+		f->tcp.up->ahead_count = 0; /* text that claims to come after the FIN */
 	f->tcp.rcv_nxt = seq_add(f->tcp.rcv_nxt, 1);
 	f->tcp.rcv_adv = seq_max(f->tcp.rcv_adv, f->tcp.rcv_nxt);
 	tcp_move(f, GOT_CHILD_FIN);
@@ -341,7 +349,7 @@ static void while_waiting(struct cf_stack *st, struct flow *f, const struct tcp_
 /* RFC 9293, MAY-2: a new SYN takes over a tuple in TIME-WAIT, if its number is beyond what was used. */
 static bool reopens(const struct flow *f, const struct tcp_view *tcp)
 {
-	return (f->state == TIME_WAIT || f->state == DRAINING) && (tcp->flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN &&
+	return child_is_done(f) && (tcp->flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN &&
 	       seq_after(tcp->seq, f->tcp.rcv_nxt);
 }
 
@@ -351,7 +359,10 @@ void tcp_input(struct cf_stack *st, const struct ip_view *ip, const struct tcp_v
 	struct segment s = {tcp, tcp->seq, tcp->text, tcp->text_len, (tcp->flags & TCP_FIN) != 0};
 
 	if (f && reopens(f, tcp)) {
-		flow_close(st, f, CF_END_FIN);
+		if (f->tcp.up)
+			flow_unhash(st, f); /* the host still takes what was acknowledged */
+		else
+			flow_close(st, f, CF_END_FIN);
 		f = NULL;
 	}
 	if (!f) {

@@ -47,12 +47,13 @@ static uint16_t window_to_tell(const struct cf_stack *st, struct flow *f, bool s
 	return (uint16_t)window;
 }
 
-/* Whether flushing has opened the window so far that the child, which may be waiting, should hear of it. */
+/* Whether flushing has opened the window so far that the child, which may be waiting, should hear of it. After its FIN it
+ * waits for nothing, and its socket may be gone: an ACK would be answered with an RST. */
 bool tcp_window_opened(const struct cf_stack *st, const struct flow *f)
 {
 	int32_t told = seq_diff(f->tcp.rcv_adv, f->tcp.rcv_nxt);
 
-	return edge_may_move(st, f) && (uint32_t)told < st->cfg.flow_window / 2;
+	return !f->fin_taken && edge_may_move(st, f) && (uint32_t)told < st->cfg.flow_window / 2;
 }
 
 /* --- one segment ------------------------------------------------------------------------------------------ */
@@ -169,7 +170,7 @@ void tcp_output(struct cf_stack *st, struct flow *f)
 			break;
 	}
 	if (down_len(f) > 0 && f->tcp.child_window == 0 && seq_eq(t->snd_una, t->snd_nxt) && t->persist_at == NEVER)
-		t->persist_at = st->now + t->rto;
+		tcp_arm_persist(st, f);
 }
 
 /* Send the first unacknowledged segment again, whatever snd_nxt is. */
@@ -237,6 +238,9 @@ void tcp_send_reset(struct cf_stack *st, struct flow *f)
 	else
 		send_segment(st, f, f->tcp.snd_nxt, TCP_RST | TCP_ACK, 0, 0);
 }
+
+/* RFC 9293, 3.10.7.4: an ACK of what was never sent, before the connection is there, is answered with its own number. */
+void tcp_refuse_ack(struct cf_stack *st, struct flow *f, seq ack) { send_segment(st, f, ack, TCP_RST, 0, 0); }
 
 /* A segment that belongs to no flow gets the RST of RFC 9293, 3.10.7.1. */
 void tcp_refuse_segment(struct cf_stack *st, const struct ip_view *ip, const struct tcp_view *tcp)

@@ -49,7 +49,7 @@ void tcp_connect_failed(struct cf_stack *st, struct flow *f, int error)
 
 static void finish_connect(struct cf_stack *st, struct flow *f)
 {
-	int error = host_finish_connect(f);
+	int error = host_take_error(f);
 
 	if (error) {
 		tcp_connect_failed(st, f, error);
@@ -65,6 +65,8 @@ void tcp_host_event(struct cf_stack *st, struct flow *f, uint32_t events)
 		f->host_readable = true;
 	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		f->host_hup = true;
+	if (events & EPOLLERR)
+		f->host_error = true;
 	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
 		f->host_writable = true;
 	list_push(st, LIST_READY, f);
@@ -228,6 +230,7 @@ static bool pull_step(struct cf_stack *st, struct flow *f, uint32_t max)
 
 	if (n == 0) {
 		f->host_eof = true;
+		tcp_output(st, f); /* the FIN needs no window */
 		return false;
 	}
 	if (n < 0) {
@@ -240,6 +243,14 @@ static bool pull_step(struct cf_stack *st, struct flow *f, uint32_t max)
 		f->host_readable = false; /* drained; an edge will tell of more */
 	tcp_output(st, f);
 	return f->host_readable;
+}
+
+static void release_empty_down(struct cf_stack *st, struct flow *f)
+{
+	if (!f->tcp.down || f->tcp.down->len > 0)
+		return;
+	ring_put(&st->rings, f->tcp.down);
+	f->tcp.down = NULL;
 }
 
 static void pull_down(struct cf_stack *st, struct flow *f)
@@ -256,35 +267,34 @@ static void pull_down(struct cf_stack *st, struct flow *f)
 			break;
 		}
 		if (!f->tcp.down && !(f->tcp.down = ring_get(&st->rings))) {
-			list_push(st, LIST_READY, f);
+			list_push(st, LIST_RING, f);
 			break;
 		}
 		if (!pull_step(st, f, left))
 			break;
 	}
-	if (f->state != CLOSED && f->tcp.down && f->tcp.down->len == 0) {
-		ring_put(&st->rings, f->tcp.down);
-		f->tcp.down = NULL;
-	}
+	if (f->state != CLOSED)
+		release_empty_down(st, f);
 }
 
 /* The window is closed and the host has more: have one byte to probe with, and the timer that sends it. */
 static void prepare_probe(struct cf_stack *st, struct flow *f)
 {
-	uint32_t asked;
+	struct tcb *t = &f->tcp;
 
-	if (!may_pull(f) || f->tcp.child_window > 0 || f->tcp.persist_at != NEVER || !seq_eq(f->tcp.snd_una, f->tcp.snd_nxt))
+	if (!may_pull(f) || t->child_window > 0 || !seq_eq(t->snd_una, t->snd_nxt))
 		return;
-	if (!f->tcp.down) {
-		if (!(f->tcp.down = ring_get(&st->rings)))
-			return;
-		if (pull_some(st, f, 1, &asked) <= 0) {
-			ring_put(&st->rings, f->tcp.down);
-			f->tcp.down = NULL;
-			return;
-		}
+	if (!t->down && !(t->down = ring_get(&st->rings))) {
+		list_push(st, LIST_RING, f);
+		return;
 	}
-	f->tcp.persist_at = st->now + f->tcp.rto;
+	if (t->down->len == 0)
+		pull_step(st, f, 1); /* an end of file or an error shows here, too */
+	if (f->state == CLOSED)
+		return;
+	release_empty_down(st, f);
+	if (t->down && t->persist_at == NEVER)
+		tcp_arm_persist(st, f);
 }
 
 /* --- service ---------------------------------------------------------------------------------------------- */
@@ -300,11 +310,25 @@ static void finish(struct cf_stack *st, struct flow *f)
 		flow_close(st, f, CF_END_FIN);
 }
 
+/* After the host's end of file nothing is read any more, so a reset that comes later must be asked for. */
+static bool host_was_reset(struct cf_stack *st, struct flow *f)
+{
+	int error;
+
+	if (!f->host_error || !f->host_eof || f->host_fd < 0)
+		return false;
+	f->host_error = false;
+	error = host_take_error(f);
+	if (error)
+		host_failed(st, f, error);
+	return error != 0;
+}
+
 void tcp_service(struct cf_stack *st, struct flow *f)
 {
 	if (f->state == CONNECTING && (f->host_writable || f->host_hup))
 		finish_connect(st, f);
-	if (f->state < ESTABLISHED || f->state == CLOSED)
+	if (f->state < ESTABLISHED || host_was_reset(st, f))
 		return;
 	tcp_flush_up(st, f);
 	if (f->state != CLOSED)
@@ -313,7 +337,8 @@ void tcp_service(struct cf_stack *st, struct flow *f)
 		return;
 	tcp_output(st, f);
 	prepare_probe(st, f);
-	finish(st, f);
+	if (f->state != CLOSED)
+		finish(st, f);
 	if (f->state != CLOSED)
 		tcp_deadline(st, f);
 }

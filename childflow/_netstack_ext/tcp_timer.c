@@ -63,7 +63,7 @@ static void retransmission_timeout(struct cf_stack *st, struct flow *f)
 	if (t->child_window == 0 && t->down) { /* taken back after we sent: probe instead (RFC 9293, 3.8.6) */
 		t->snd_nxt = t->snd_una;
 		t->rtx_at = NEVER;
-		t->persist_at = st->now + t->rto;
+		tcp_arm_persist(st, f);
 		return;
 	}
 	if (t->retries++ >= (f->state == SYN_RECEIVED ? SYN_RETRIES_MAX : RETRIES_MAX)) {
@@ -77,6 +77,16 @@ static void retransmission_timeout(struct cf_stack *st, struct flow *f)
 	t->rtx_at = st->now + t->rto;
 }
 
+/* The next probe, each after twice the time (RFC 9293, 3.8.6.1); the RTO is not touched: nothing was lost. */
+void tcp_arm_persist(struct cf_stack *st, struct flow *f)
+{
+	uint64_t in = (uint64_t)f->tcp.rto << f->tcp.probes;
+
+	if (in < RTO_MAX_US)
+		f->tcp.probes++;
+	f->tcp.persist_at = st->now + (in < RTO_MAX_US ? in : RTO_MAX_US);
+}
+
 /* The window may have been opened by an ACK that was lost: ask. Never given up while the child answers. */
 static void persist_timeout(struct cf_stack *st, struct flow *f)
 {
@@ -86,8 +96,7 @@ static void persist_timeout(struct cf_stack *st, struct flow *f)
 		return;
 	}
 	tcp_send_probe(st, f);
-	back_off(&f->tcp);
-	f->tcp.persist_at = st->now + f->tcp.rto;
+	tcp_arm_persist(st, f);
 }
 
 static void idle_timeout(struct cf_stack *st, struct flow *f)
