@@ -106,11 +106,12 @@ def _apparmor(program: str) -> str:
 def gather() -> Facts:
     """Try the steps in a throwaway child and read what the host says about itself."""
     refused, number = _try_steps()
+    seccomp = "Seccomp:\t0" not in _read("/proc/self/status")
     return Facts(
         refused=refused,
         number=number,
-        container=_in_container(),
-        seccomp="Seccomp:\t0" not in _read("/proc/self/status"),
+        container=in_container(seccomp),
+        seccomp=seccomp,
         max_user_namespaces=_read("/proc/sys/user/max_user_namespaces").strip(),
         max_net_namespaces=_read("/proc/sys/user/max_net_namespaces").strip(),
         userns_clone=_read("/proc/sys/kernel/unprivileged_userns_clone").strip(),
@@ -127,9 +128,16 @@ def installed_program() -> str:
     return os.path.join(os.path.dirname(os.path.abspath(sys.executable)), "childflow")
 
 
-def _in_container() -> bool:
-    marks = ("/.dockerenv", "/run/.containerenv")
-    return any(os.path.exists(mark) for mark in marks) or "container" in os.environ
+def in_container(seccomp: bool) -> bool:
+    """Virtual machines are made from container images too, with Docker's mark in them: it alone says nothing."""
+    if "container" in os.environ or os.path.exists("/run/.containerenv"):
+        return True
+    return os.path.exists("/.dockerenv") and (seccomp or _root_is_layered())
+
+
+def _root_is_layered() -> bool:
+    mounts = (line.split() for line in _read("/proc/self/mounts").splitlines())
+    return any(point == "/" and fstype in ("overlay", "aufs", "fuse-overlayfs") for _, point, fstype, *_ in mounts)
 
 
 def _read(path: str) -> str:

@@ -1,0 +1,114 @@
+"""The command line: what each word means, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from childflow import __version__
+from childflow.cli import help_text, main, settings_from, split
+from childflow.errors import UsageError
+from childflow.settings import Settings
+
+
+def parsed(*words: str) -> Settings:
+    return settings_from(*split(list(words)))
+
+
+def test_everything_after_the_first_non_option_is_the_command() -> None:
+    assert parsed("npm", "ci", "--verbose", "--", "-q").command == ("npm", "ci", "--verbose", "--", "-q")
+    assert parsed("-v", "--", "-odd", "--name").command == ("-odd", "--name")
+    assert parsed("--", "--", "x").command == ("--", "x")
+    assert parsed("-").command == ("-",)
+
+
+def test_defaults() -> None:
+    assert parsed("true") == Settings(command=("true",), verbose=parsed("true").verbose)
+
+
+@pytest.mark.parametrize(
+    ("words", "setting", "value"),
+    [
+        (["--mtu", "1400"], "mtu", 1400),
+        (["--mtu=68"], "mtu", 68),
+        (["-d", "192.0.2.1"], "dns", "192.0.2.1"),
+        (["-d192.0.2.1:5353"], "dns", "192.0.2.1:5353"),
+        (["--dns=[2001:db8::1]:53"], "dns", "[2001:db8::1]:53"),
+        (["--dns", "2001:db8::1"], "dns", "2001:db8::1"),
+        (["--dns", "fe80::1%eth0"], "dns", "fe80::1%eth0"),
+        (["--flow-log", "-"], "flow_log", "-"),
+        (["--flow-log", "fd:2"], "flow_log", "fd:2"),
+        (["--summary"], "summary", True),
+        (["--summary-format", "json"], "summary_format", "json"),
+        (["--map-root"], "map_root", True),
+        (["--strict"], "strict", True),
+        (["-vq"], "quiet", True),
+        (["-vq"], "verbose", True),
+        (["--backend", "rootless-internal"], "backend", "rootless-internal"),
+        (["--allow-socket-stdio"], "allow_socket_stdio", True),
+    ],
+)
+def test_options(words: list[str], setting: str, value: object) -> None:
+    assert getattr(parsed(*words, "true"), setting) == value
+
+
+def test_debug_variable_is_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHILDFLOW_DEBUG", "1")
+    assert parsed("true").verbose
+    monkeypatch.setenv("CHILDFLOW_DEBUG", "0")
+    assert not parsed("true").verbose
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "no command"),
+        (["--"], "no command"),
+        (["-v"], "no command"),
+        ([""], "name is empty"),
+        (["--mtu", "67", "true"], "from 68 to 65521"),
+        (["--mtu", "65522", "true"], "from 68 to 65521"),
+        (["--mtu", "1e3", "true"], "--mtu can't be '1e3'"),
+        (["--mtu", "²", "true"], "--mtu"),
+        (["--mtu"], "--mtu needs a value"),
+        (["--mtu", "--", "true"], "--mtu needs a value"),
+        (["--dns", "example.com", "true"], "--dns can't be"),
+        (["--dns", "192.0.2.1:0", "true"], "--dns can't be"),
+        (["--dns", "192.0.2.1:99999", "true"], "--dns can't be"),
+        (["--dns", "[2001:db8::1", "true"], "--dns can't be"),
+        (["--dns", "[2001:db8::1]x", "true"], "--dns can't be"),
+        (["--summary-format", "xml", "true"], "choose text or json"),
+        (["--summary=yes", "true"], "takes no value"),
+        (["--keep-fd", "2", "true"], "from 3 to"),
+        (["--keep-fd", "977", "true"], "is not open"),
+        (["--flow-log", "", "true"], "needs a file's name"),
+        (["--flow-log", "fd:x", "true"], "fd:N"),
+        (["--backend", "rootful", "true"], "--backend rootful: the rootful backend is not built yet"),
+        (["--root", "true"], "--root: the rootful backend is not built yet"),
+        (["--backend", "magic", "true"], "choose rootless-internal"),
+        (["--sumary", "true"], "did you mean --summary?"),
+        (["-x", "true"], "unknown option -x"),
+    ],
+)
+def test_refused(words: list[str], part: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("childflow: ")
+    assert shown.err.count("\n") == 1
+    assert part in shown.err
+
+
+@pytest.mark.parametrize(
+    "name", ["--offline", "--proxy", "-p", "--capture", "--block-private", "--profile", "--doctor"]
+)
+def test_options_that_are_not_built_are_unknown(name: str) -> None:
+    with pytest.raises(UsageError, match="unknown option"):
+        parsed(name, "true")
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == help_text() + "\n"
+    assert main(["-V"]) == 0
+    assert capsys.readouterr().out == f"childflow {__version__}\n"
+    assert all(len(line) <= 100 for line in help_text().splitlines())
