@@ -9,7 +9,7 @@ from tests.lab.lab import Caller, Lab
 
 
 def test_fetch_by_name_is_told_from_question_to_end(lab: Lab, caller: Caller) -> None:
-    fetch = "curl -sS -4 http://a.lab.test/hello && sleep 0.5"  # a run that ends at once may leave the flow to be killed
+    fetch = "curl -sS -4 http://a.lab.test/hello && sleep 0.5"  # without it the flow may be killed first
     r = caller.childflow("sh", "-c", fetch).ok()
     query, answer = r.events_of("dns_query")[0], r.events_of("dns_answer")[0]
     assert (query["qname"], query["qtype"], query["server_ip"]) == ("a.lab.test", "A", lab.server_ip(4))
