@@ -9,8 +9,15 @@ import os
 
 
 def say(text: str) -> None:
-    """One line on stderr. A stderr that is closed or broken is no fault of the run."""
+    """One line on stderr."""
+    write(f"childflow: {text}\n")
+
+
+def write(text: str) -> None:
+    """Text on stderr as it is. A stderr that is closed or broken is no fault of the run."""
     try:
-        os.write(2, f"childflow: {text}\n".encode(errors="surrogateescape"))
+        data = text.encode(errors="surrogateescape")
+        while data:
+            data = data[os.write(2, data) :]
     except OSError:
         pass

@@ -21,7 +21,7 @@ from signal import SIGHUP
 from typing import TYPE_CHECKING, Any
 
 from childflow.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ChildflowError, StartError
-from childflow.messages import say
+from childflow.messages import say, write
 from childflow.sandbox import link, spawn
 from childflow.sandbox.signals import STOPPING, Signals, die_as, stop_as
 from childflow.sandbox.spawn import Report, Sandbox
@@ -203,6 +203,11 @@ class _Life:
             sys.excepthook(type(error), error, error.__traceback__)
 
     def _tell_the_end(self, end: Report) -> None:
+        if self._settings.summary:
+            from childflow.record.summary import render
+
+            status = end.value + (EXIT_SIGNAL_BASE if end.kind == "killed" else 0)
+            write(render(self._settings, self._recorder, status))
         if self._settings.verbose:
             counted = " ".join(f"{name}={count}" for name, count in self._engine.counters().items() if count)
             say(f"drops: {counted or 'none'}")

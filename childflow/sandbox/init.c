@@ -408,7 +408,8 @@ static void end_leftovers(void)
 			fclose(children);
 		if (!killed)
 			return;
-		while (waitpid(-1, NULL, 0) > 0)
+		/* No more than were killed: the children of these become ours, and live. */
+		while (killed-- > 0 && waitpid(-1, NULL, 0) > 0)
 			;
 	}
 }

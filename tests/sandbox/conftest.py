@@ -111,10 +111,16 @@ class Terminal:
 
     def sees(self, pattern: str, timeout: float = 15) -> re.Match[str]:
         """Wait for a pattern in what comes after the last that was seen."""
+        if found := self.hears(pattern, timeout):
+            return found
+        raise AssertionError(f"no {pattern!r} on the terminal:\n{self.text}\n{self._processes()}")
+
+    def hears(self, pattern: str, timeout: float) -> re.Match[str] | None:
+        """The same, with None if it does not come."""
         end = time.monotonic() + timeout
         while not (found := re.compile(pattern).search(self.text, self._read_from)):
             if not self._read_more(end):
-                raise AssertionError(f"no {pattern!r} on the terminal:\n{self.text}\n{self._processes()}")
+                return None
         self._read_from = found.end()
         return found
 

@@ -82,7 +82,7 @@ def test_ctrl_z_and_fg(seat: Seat, mark: str) -> None:
         ctrl_z(terminal)
         terminal.sees(r"Stopped")
         terminal.sees("outer> ")
-        terminal.type("jobs; echo listed\n")
+        after_a_stop(terminal, "jobs")
         terminal.sees("Stopped")
         terminal.sees("outer> ")
         to_the_front(terminal)
@@ -137,7 +137,7 @@ def test_bg_continues(seat: Seat) -> None:
         terminal.sees("\r\non")
         ctrl_z(terminal)
         terminal.sees("Stopped")
-        terminal.type("bg\n")
+        after_a_stop(terminal, "bg")
         terminal.sees(r"&\r\n")
         terminal.sees("slept-well")
         terminal.type("wait; exit\n")
@@ -255,10 +255,19 @@ def ctrl_z(terminal: Terminal) -> None:
     terminal.type("\x1a")
 
 
+def after_a_stop(terminal: Terminal, line: str) -> None:
+    """Type a line at a shell whose job has just stopped. A terminal drops its input at a Ctrl-Z, and at times
+    what comes just after it (without childflow as well): so it is typed until it is echoed."""
+    for _ in range(5):
+        terminal.type(f"{line}\n")
+        if terminal.hears(f"{line}\r\n", 2):
+            return
+    raise AssertionError(f"the shell does not take {line!r}:\n{terminal.text}")
+
+
 def to_the_front(terminal: Terminal) -> None:
     """`fg`, and wait until the outer shell has given the terminal away."""
-    terminal.type("fg\n")
-    terminal.sees("fg\r\n")
+    after_a_stop(terminal, "fg")
     eventually(lambda: os.tcgetpgrp(terminal.main) != terminal.process.pid)
 
 
