@@ -11,24 +11,37 @@ Not here:   what an event means (`services/switchboard.py`), the life of the run
 from __future__ import annotations
 
 import asyncio
+import resource
 import select
 import time
 
-from childflow.netstack.stack import Stack
+from childflow.netstack.stack import Limits, Stack
 from childflow.record.flowlog import NullRecorder
 from childflow.sandbox.link import LinkPlan
 from childflow.services.switchboard import Switchboard
 from childflow.settings import ADDRESSES, Settings
 
-TURNS_AT_ONCE = 16  # before other callbacks of the loop get to run
+SERVE_US = 5_000  # before other callbacks of the loop get to run
+RESERVED_DESCRIPTORS = 64  # for DNS, ping, logs, whatever the command opens
 DRAIN_QUIET_S = 1.0  # without a byte moving, what the command left behind is given up
 DRAIN_MAX_S = 10.0
 DRAIN_POLL_MS = 20
+DRAIN_SETTLE_S = 0.05  # for last datagrams; a host that goes on sending them does not keep us
 
 
 def now_us() -> int:
     """The stack's clock: microseconds, monotonic."""
     return time.monotonic_ns() // 1000
+
+
+def raise_open_files_limit() -> int:
+    """Raise our soft limit of open descriptors to the hard one (the command was forked before, and keeps the caller's).
+
+    Returns the limit.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 class Engine:
@@ -44,7 +57,8 @@ class Engine:
         recorder: NullRecorder,
     ) -> None:
         self._loop = loop
-        self._stack = Stack(tap_fd, ADDRESSES, mtu=plan.mtu, offload=offload)
+        limits = Limits(max_sockets=max(raise_open_files_limit() - RESERVED_DESCRIPTORS, 2))
+        self._stack = Stack(tap_fd, ADDRESSES, mtu=plan.mtu, offload=offload, limits=limits)
         self._switchboard = Switchboard(self._stack, settings, loop, recorder)
         self._again: asyncio.Handle | None = None
         self._counters: dict[str, int] = {}
@@ -71,35 +85,39 @@ class Engine:
         return self._counters
 
     def _serve(self) -> None:
-        self._again = None
-        for _ in range(TURNS_AT_ONCE):
-            if not self._turn():
+        if self._again:
+            self._again.cancel()
+            self._again = None
+        until = now_us() + SERVE_US
+        while self._turn():
+            if now_us() >= until:
+                self._again = self._loop.call_soon(self._serve)
                 break
-        else:
-            self._again = self._loop.call_soon(self._serve)
         if self._stack.tap_gone:
             self._loop.remove_reader(self._stack.fd)  # its POLLERR would never end
 
     def _turn(self) -> bool:
+        """One turn, and the answers to its events; True when there is more to do at once."""
         more = self._stack.turn(now_us())
         if self._stack.has_events:
             self._switchboard.handle(self._stack.events())
+            return True  # an answer may have made work
         return more
 
     def _drain(self) -> None:
         """As a kernel does after a program's last close: what it sent is still delivered, for a bounded time."""
         poll = select.poll()
         poll.register(self._stack.fd, select.POLLIN)
-        give_up = time.monotonic() + DRAIN_MAX_S
-        quiet_until = time.monotonic() + DRAIN_QUIET_S
+        start = quiet_since = time.monotonic()
         while True:
-            moved = bool(poll.poll(0))
-            while self._turn():
-                moved = True
+            busy = bool(poll.poll(0))
+            busy = self._turn() or busy
             now = time.monotonic()
-            if moved:
-                quiet_until = now + DRAIN_QUIET_S
-            elif now > quiet_until or now > give_up or self._stack.tap_gone or not self._stack.unfinished():
+            if busy:
+                quiet_since = now
+            if self._stack.tap_gone or now > start + DRAIN_MAX_S or now > quiet_since + DRAIN_QUIET_S:
                 return
-            else:
+            if not self._stack.unfinished() and (not busy or now > start + DRAIN_SETTLE_S):
+                return
+            if not busy:
                 poll.poll(DRAIN_POLL_MS)

@@ -22,9 +22,10 @@ struct cf_config {
 	_Bool offload;          /* the TAP takes partial checksums and TCP segments of up to 64 KiB */
 	uint8_t child4[4], gateway4[4], child6[16], gateway6[16], child_mac[6], gateway_mac[6];
 	uint16_t mtu;           /* bytes of an IP packet, 68..65521 */
-	uint32_t max_flows;     /* TCP connections and UDP peers together */
+	uint32_t max_flows;     /* TCP connections and UDP peers together; UDP peers may be half of them */
+	uint32_t max_sockets;   /* host sockets; UDP may have half of them */
 	uint32_t flow_window;   /* bytes that one flow may hold in each direction, a power of two */
-	uint64_t buffer_limit;  /* bytes that all flows may hold together */
+	uint64_t buffer_limit;  /* bytes that all flows may hold together; a flow that comes too late has a page */
 	uint8_t hash_key[16];   /* of the flow table: the child chooses what is hashed */
 	uint8_t isn_key[16];    /* of RFC 6528 */
 };
@@ -90,7 +91,7 @@ enum cf_drop {
 cf_stack *cf_stack_new(const struct cf_config *config);
 /* Close every host socket and free everything; the child side is not told. */
 void cf_stack_free(cf_stack *st);
-/* End every flow as CF_END_KILLED, so that cf_events() tells what each one carried. */
+/* End every flow, so that cf_events() tells what each one carried: CF_END_KILLED for those that were not done. */
 int cf_close_all(cf_stack *st);
 /* The one descriptor to watch for reading: an epoll set of TAP, host sockets and timer. */
 int cf_stack_fd(const cf_stack *st);

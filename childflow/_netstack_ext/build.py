@@ -19,7 +19,7 @@ ffi.set_source(
     sources=sorted(os.path.relpath(path, ROOT) for path in HERE.glob("*.c")),
     depends=sorted(os.path.relpath(path, ROOT) for path in HERE.glob("*.h")),
     include_dirs=[str(HERE)],
-    extra_compile_args=["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"],
+    extra_compile_args=["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-UNDEBUG", "-fvisibility=hidden"],
 )
 
 if __name__ == "__main__":

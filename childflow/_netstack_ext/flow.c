@@ -36,7 +36,8 @@ bool flow_table_init(struct cf_stack *st)
 
 static void free_what_it_holds(struct cf_stack *st, struct flow *f)
 {
-	host_close(f, false);
+	/* bytes that the host will never get must not end in a FIN that looks whole */
+	host_close(st, f, f->protocol == PROTO_TCP && f->tcp.up != NULL);
 	if (f->protocol == PROTO_TCP)
 		tcp_free(st, f);
 	else
@@ -161,7 +162,8 @@ static void slot_release_if_unlisted(struct cf_stack *st, struct flow *f)
 struct flow *flow_new(struct cf_stack *st, uint8_t protocol, int address_len, uint16_t child_port, const uint8_t *remote,
 		      uint16_t remote_port)
 {
-	struct flow *f = slot_take(st);
+	bool too_many_peers = protocol == PROTO_UDP && st->udp_flows >= st->cfg.max_flows / 2; /* leave room for TCP */
+	struct flow *f = too_many_peers ? NULL : slot_take(st);
 	uint32_t *bucket;
 
 	if (!f) {
@@ -178,6 +180,7 @@ struct flow *flow_new(struct cf_stack *st, uint8_t protocol, int address_len, ui
 	f->hash_next = *bucket;
 	*bucket = f->index;
 	st->flow_count++;
+	st->udp_flows += protocol == PROTO_UDP;
 	return f;
 }
 
@@ -191,6 +194,7 @@ void flow_close(struct cf_stack *st, struct flow *f, enum cf_end end)
 	flow_unhash(st, f);
 	f->state = CLOSED;
 	st->flow_count--;
+	st->udp_flows -= f->protocol == PROTO_UDP;
 	slot_release_if_unlisted(st, f);
 }
 
@@ -254,7 +258,7 @@ void flow_report_end(struct cf_stack *st, struct flow *f, enum cf_end end)
 		return;
 	f->ended = true;
 	f->end = (uint8_t)end;
-	f->active_at = st->now;
+	f->ended_at = st->now;
 	report(st, f, PENDING_ENDED);
 }
 
@@ -282,7 +286,7 @@ static int take_pending(const struct flow *f, uint8_t pending, struct cf_event *
 	if (pending & PENDING_ENDED) {
 		fill_event(f, &out[n], CF_EVENT_ENDED);
 		out[n].detail = f->end;
-		out[n++].duration_us = f->active_at - f->asked_at;
+		out[n++].duration_us = f->ended_at - f->asked_at;
 	}
 	return n;
 }

@@ -15,7 +15,8 @@
 
 #define UDP_BUFFER (1 << 20) /* bytes; a burst that one turn has not read yet. The kernel caps it at net.core.?mem_max */
 
-void host_send_address(void *sockaddr, uint32_t *len, const struct flow *f)
+/* Fill in a sockaddr_in or sockaddr_in6 with the far end of @f. */
+void host_address_of(const struct flow *f, void *sockaddr, uint32_t *len)
 {
 	struct sockaddr_in *v4 = sockaddr;
 	struct sockaddr_in6 *v6 = sockaddr;
@@ -33,19 +34,31 @@ void host_send_address(void *sockaddr, uint32_t *len, const struct flow *f)
 
 static void set_int(int fd, int level, int option, int value) { setsockopt(fd, level, option, &value, sizeof(value)); }
 
-static int watch(struct cf_stack *st, int fd, uint64_t tag)
+#define WATCH_STREAM (EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET)
+#define WATCH_DATAGRAM (EPOLLIN | EPOLLET) /* errors come anyway; nothing waits for room to send */
+
+static int watch(struct cf_stack *st, int fd, uint32_t events, uint64_t tag)
 {
-	struct epoll_event e = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = tag};
+	struct epoll_event e = {.events = events, .data.u64 = tag};
 
 	return epoll_ctl(st->epoll_fd, EPOLL_CTL_ADD, fd, &e);
 }
 
 static int new_socket(struct cf_stack *st, int address_len, int type)
 {
-	int fd = socket(address_len == 4 ? AF_INET : AF_INET6, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	uint32_t limit = type == SOCK_DGRAM ? st->cfg.max_sockets / 2 : st->cfg.max_sockets;
+	int fd;
+
+	if (st->host_sockets >= limit) {
+		drop(st, CF_DROP_NO_DESCRIPTOR);
+		errno = EMFILE;
+		return -1;
+	}
+	fd = socket(address_len == 4 ? AF_INET : AF_INET6, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
 		drop(st, CF_DROP_NO_DESCRIPTOR);
+	st->host_sockets += fd >= 0;
 	if (fd >= 0 && address_len == 16)
 		set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1); /* an IPv4-mapped address never becomes an IPv4 connection */
 	return fd;
@@ -74,10 +87,10 @@ int host_connect(struct cf_stack *st, struct flow *f)
 	if (f->host_fd < 0)
 		return errno;
 	tune_stream(f, f->host_fd);
-	host_send_address(&to, &to_len, f);
+	host_address_of(f, &to, &to_len);
 	if (connect(f->host_fd, (struct sockaddr *)&to, to_len) < 0 && errno != EINPROGRESS)
 		return errno;
-	return watch(st, f->host_fd, flow_id(f)) < 0 ? errno : 0;
+	return watch(st, f->host_fd, WATCH_STREAM, flow_id(f)) < 0 ? errno : 0;
 }
 
 /* Take a connected stream socket as the host side of @f; 0, or -1 with errno and the descriptor left alone. */
@@ -87,8 +100,9 @@ int host_adopt(struct cf_stack *st, struct flow *f, int fd)
 
 	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
 		return -1;
-	if (watch(st, fd, flow_id(f)) < 0)
+	if (watch(st, fd, WATCH_STREAM, flow_id(f)) < 0)
 		return -1;
+	st->host_sockets++;
 	f->host_fd = fd;
 	return 0;
 }
@@ -105,7 +119,7 @@ int host_take_error(const struct flow *f)
 }
 
 /* Close the host socket, at once and with an RST if @reset, else as close(2) does. */
-void host_close(struct flow *f, bool reset)
+void host_close(struct cf_stack *st, struct flow *f, bool reset)
 {
 	struct linger now = {1, 0};
 
@@ -113,8 +127,14 @@ void host_close(struct flow *f, bool reset)
 		return;
 	if (reset)
 		setsockopt(f->host_fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
-	close(f->host_fd);
+	host_close_socket(st, f->host_fd);
 	f->host_fd = -1;
+}
+
+void host_close_socket(struct cf_stack *st, int fd)
+{
+	st->host_sockets--;
+	close(fd);
 }
 
 /* An unconnected UDP socket that reports ICMP errors with their origin; -1 with errno. */
@@ -130,8 +150,8 @@ int host_udp_socket(struct cf_stack *st, int address_len, uint64_t tag)
 		set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
 	set_int(fd, SOL_SOCKET, SO_RCVBUF, UDP_BUFFER);
 	set_int(fd, SOL_SOCKET, SO_SNDBUF, UDP_BUFFER);
-	if (watch(st, fd, tag) < 0) {
-		close(fd);
+	if (watch(st, fd, WATCH_DATAGRAM, tag) < 0) {
+		host_close_socket(st, fd);
 		return -1;
 	}
 	return fd;

@@ -14,7 +14,6 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ND_FIRST 133
 #define ND_LAST 137
-#define DNS_PORT 53
 
 static const struct vnet_view no_vnet = {.checksum = CHECKSUM_VERIFY};
 

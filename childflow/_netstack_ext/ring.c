@@ -9,52 +9,79 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FREE_RINGS_KEPT 32 /* freed rings kept for the next flow; more go back to the system */
+#define FREE_RINGS_KEPT 32 /* freed rings of a size kept for the next flow; more go back to the system */
 
-struct ring *ring_get(struct ring_pool *pool)
+static struct ring *class_get(struct ring_class *c, uint8_t size)
 {
-	struct ring *r = pool->free;
+	struct ring *r = c->free;
 
-	if (pool->live >= pool->limit)
+	if (c->live >= c->limit)
 		return NULL;
 	if (r) {
-		pool->free = r->next_free;
-		pool->free_count--;
-	} else if (!(r = malloc(sizeof(*r) + pool->capacity))) {
+		c->free = r->next_free;
+		c->free_count--;
+	} else if (!(r = malloc(sizeof(*r) + c->capacity))) {
 		return NULL;
 	}
-	pool->live++;
+	c->live++;
+	r->size = size;
+	r->capacity = c->capacity;
 	r->head = r->len = r->ahead_count = 0;
 	return r;
 }
 
+struct ring *ring_get(struct ring_pool *pool, enum ring_size size)
+{
+	for (uint8_t i = (uint8_t)size; i < RING_SIZES; i++) {
+		struct ring *r = class_get(&pool->classes[i], i);
+
+		if (r)
+			return r;
+	}
+	return NULL;
+}
+
 void ring_put(struct ring_pool *pool, struct ring *r)
 {
-	pool->live--;
-	if (pool->free_count >= FREE_RINGS_KEPT) {
+	struct ring_class *c = &pool->classes[r->size];
+
+	c->live--;
+	if (c->free_count >= FREE_RINGS_KEPT) {
 		free(r);
 		return;
 	}
-	r->next_free = pool->free;
-	pool->free = r;
-	pool->free_count++;
+	r->next_free = c->free;
+	c->free = r;
+	c->free_count++;
 }
 
 void ring_pool_free(struct ring_pool *pool)
 {
-	while (pool->free) {
-		struct ring *next = pool->free->next_free;
+	for (int i = 0; i < RING_SIZES; i++) {
+		while (pool->classes[i].free) {
+			struct ring *next = pool->classes[i].free->next_free;
 
-		free(pool->free);
-		pool->free = next;
+			free(pool->classes[i].free);
+			pool->classes[i].free = next;
+		}
 	}
-	pool->free_count = 0;
 }
 
-static int pieces(const struct ring_pool *pool, struct ring *r, uint32_t offset, uint32_t len, struct iovec out[2])
+bool ring_available(const struct ring_pool *pool) { return pool->classes[RING_SMALL].live < pool->classes[RING_SMALL].limit; }
+
+uint64_t ring_bytes(const struct ring_pool *pool)
 {
-	uint32_t at = (r->head + offset) & (pool->capacity - 1);
-	uint32_t first = pool->capacity - at < len ? pool->capacity - at : len;
+	uint64_t sum = 0;
+
+	for (int i = 0; i < RING_SIZES; i++)
+		sum += (uint64_t)pool->classes[i].live * pool->classes[i].capacity;
+	return sum;
+}
+
+int ring_pieces(struct ring *r, uint32_t offset, uint32_t len, struct iovec out[2])
+{
+	uint32_t at = (r->head + offset) & (r->capacity - 1);
+	uint32_t first = r->capacity - at < len ? r->capacity - at : len;
 
 	if (len == 0)
 		return 0;
@@ -63,21 +90,9 @@ static int pieces(const struct ring_pool *pool, struct ring *r, uint32_t offset,
 	return first < len ? 2 : 1;
 }
 
-int ring_space(const struct ring_pool *pool, struct ring *r, uint32_t max, struct iovec out[2])
+void ring_consume(struct ring *r, uint32_t len)
 {
-	uint32_t space = pool->capacity - r->len;
-
-	return pieces(pool, r, r->len, space < max ? space : max, out);
-}
-
-int ring_text(const struct ring_pool *pool, struct ring *r, uint32_t offset, uint32_t len, struct iovec out[2])
-{
-	return pieces(pool, r, offset, len, out);
-}
-
-void ring_consume(const struct ring_pool *pool, struct ring *r, uint32_t len)
-{
-	r->head = (r->head + len) & (pool->capacity - 1);
+	r->head = (r->head + len) & (r->capacity - 1);
 	r->len -= len;
 	for (uint32_t i = 0; i < r->ahead_count; i++) {
 		r->ahead[i].start -= len;
@@ -87,10 +102,10 @@ void ring_consume(const struct ring_pool *pool, struct ring *r, uint32_t len)
 		r->head = 0;
 }
 
-static void write_at(const struct ring_pool *pool, struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t len)
+static void write_at(struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t len)
 {
 	struct iovec to[2];
-	int n = pieces(pool, r, offset, len, to);
+	int n = ring_pieces(r, offset, len, to);
 
 	for (int i = 0; i < n; i++) {
 		memcpy(to[i].iov_base, bytes, to[i].iov_len);
@@ -99,7 +114,7 @@ static void write_at(const struct ring_pool *pool, struct ring *r, uint32_t offs
 }
 
 /* Write only what no interval holds yet: of bytes that were sent twice, the first ones count. */
-static void write_uncovered(const struct ring_pool *pool, struct ring *r, struct interval in, const uint8_t *bytes)
+static void write_uncovered(struct ring *r, struct interval in, const uint8_t *bytes)
 {
 	uint32_t at = in.start;
 
@@ -111,11 +126,11 @@ static void write_uncovered(const struct ring_pool *pool, struct ring *r, struct
 		if (have.start >= in.end)
 			break;
 		if (have.start > at)
-			write_at(pool, r, at, bytes + (at - in.start), have.start - at);
+			write_at(r, at, bytes + (at - in.start), have.start - at);
 		at = have.end;
 	}
 	if (at < in.end)
-		write_at(pool, r, at, bytes + (at - in.start), in.end - at);
+		write_at(r, at, bytes + (at - in.start), in.end - at);
 }
 
 /* Merge @in into the sorted intervals; false when there is no room for one more. */
@@ -151,20 +166,20 @@ static void absorb_ahead(struct ring *r)
 	memmove(r->ahead, r->ahead + 1, r->ahead_count * sizeof(r->ahead[0]));
 }
 
-bool ring_insert(const struct ring_pool *pool, struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t len)
+bool ring_insert(struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t len)
 {
 	struct interval in = {offset, offset + len};
 
 	if (len == 0)
 		return true;
 	if (offset == r->len && r->ahead_count == 0) { /* nearly always */
-		write_at(pool, r, offset, bytes, len);
+		write_at(r, offset, bytes, len);
 		r->len += len;
 		return true;
 	}
 	if (r->ahead_count == RING_HOLES && offset > r->len)
 		return false;
-	write_uncovered(pool, r, in, bytes);
+	write_uncovered(r, in, bytes);
 	if (offset == r->len) {
 		r->len = in.end;
 		while (r->ahead_count > 0 && r->ahead[0].start <= r->len)

@@ -20,13 +20,14 @@
 #define MTU_MIN 68          /* RFC 791; below 1280 the link has no IPv6 */
 #define MTU_MAX 65521        /* of a TAP with a virtio header */
 #define TEXT_MAX 65475       /* an IPv4 packet of 65535 bytes less the longest headers */
+#define SMALL_RING 4096      /* bytes; one for each flow at the most */
 #define ICMP_ERROR_RATE 1000 /* a second (RFC 4443, 2.4 f) */
 
 /* --- making and ending ------------------------------------------------------------------------------------ */
 
 static bool config_ok(const struct cf_config *c)
 {
-	return c->mtu >= MTU_MIN && c->mtu <= MTU_MAX && c->max_flows > 0 && c->flow_window >= 65536 &&
+	return c->mtu >= MTU_MIN && c->mtu <= MTU_MAX && c->max_flows > 0 && c->max_sockets > 1 && c->flow_window >= 65536 &&
 	       (c->flow_window & (c->flow_window - 1)) == 0 && c->flow_window <= 1u << 28 && c->buffer_limit >= c->flow_window;
 }
 
@@ -48,6 +49,14 @@ static bool open_descriptors(struct cf_stack *st)
 	       watch(st, st->timer_fd, EPOLLIN, TIMER_TAG);
 }
 
+static void init_rings(struct cf_stack *st)
+{
+	uint32_t large = (uint32_t)(st->cfg.buffer_limit / st->cfg.flow_window);
+
+	st->rings.classes[RING_LARGE] = (struct ring_class){.capacity = st->cfg.flow_window, .limit = large};
+	st->rings.classes[RING_SMALL] = (struct ring_class){.capacity = SMALL_RING, .limit = st->cfg.max_flows};
+}
+
 cf_stack *cf_stack_new(const struct cf_config *config)
 {
 	struct cf_stack *st;
@@ -64,7 +73,7 @@ cf_stack *cf_stack_new(const struct cf_config *config)
 	st->timer_armed = NEVER;
 	st->tap_readable = st->tap_writable = true;
 	st->max_payload = TEXT_MAX;
-	st->rings = (struct ring_pool){.capacity = config->flow_window, .limit = config->buffer_limit / config->flow_window};
+	init_rings(st);
 	st->icmp_errors = (struct bucket){.tokens = ICMP_ERROR_RATE, .rate = ICMP_ERROR_RATE, .burst = ICMP_ERROR_RATE};
 	st->frame = malloc(FRAME_MAX);
 	if (!st->frame || !flow_table_init(st) || !udp_init(st) || !slow_init(st) || !open_descriptors(st)) {
@@ -93,10 +102,21 @@ void cf_stack_free(cf_stack *st)
 	free(st);
 }
 
+/* What the end of the run is to a flow: nothing, when the child is done with it and the host has all of it. */
+static enum cf_end end_with_run(const struct flow *f)
+{
+	if (f->protocol == PROTO_UDP)
+		return f->state == OPEN ? CF_END_IDLE : CF_END_KILLED;
+	return f->state >= ESTABLISHED && f->fin_taken && !f->tcp.up ? CF_END_FIN : CF_END_KILLED;
+}
+
 int cf_close_all(cf_stack *st)
 {
-	for (uint32_t i = 0; i < st->flow_top; i++)
-		flow_close(st, flow_at(st, i), CF_END_KILLED);
+	for (uint32_t i = 0; i < st->flow_top; i++) {
+		struct flow *f = flow_at(st, i);
+
+		flow_close(st, f, end_with_run(f));
+	}
 	return CF_OK;
 }
 
@@ -143,7 +163,9 @@ static void wake_for_rings(struct cf_stack *st)
 {
 	struct flow *f;
 
-	for (uint64_t room = st->rings.limit - st->rings.live; room > 0 && (f = list_pop(st, LIST_RING)); room--)
+	const struct ring_class *small = &st->rings.classes[RING_SMALL];
+
+	for (uint32_t room = small->limit - small->live; room > 0 && (f = list_pop(st, LIST_RING)); room--)
 		list_push(st, LIST_READY, f);
 }
 
@@ -162,8 +184,8 @@ static void send_acks(struct cf_stack *st)
 	struct flow *f;
 
 	while (st->tap_writable && (f = list_pop(st, LIST_ACK)))
-		if (f->ack_due)
-			tcp_send_ack(st, f);
+		if (f->ack_due && !tcp_send_ack(st, f))
+			list_push(st, LIST_ACK, f);
 }
 
 static void run_timers(struct cf_stack *st)
@@ -182,8 +204,8 @@ static bool work_waits(const struct cf_stack *st)
 {
 	if (st->tap_gone)
 		return false;
-	return st->tap_readable || st->ready_map != NONE ||
-	       (st->lists[LIST_RING].head != NONE && st->rings.live < st->rings.limit) ||
+	return st->tap_readable || st->ready_head != NONE ||
+	       (st->lists[LIST_RING].head != NONE && ring_available(&st->rings)) ||
 	       (st->tap_writable && (st->lists[LIST_READY].head != NONE || st->lists[LIST_ACK].head != NONE));
 }
 
@@ -232,7 +254,7 @@ uint32_t cf_unfinished(const cf_stack *st)
 	return n;
 }
 
-uint64_t cf_buffered(const cf_stack *st) { return (uint64_t)st->rings.live * st->rings.capacity + st->parked_bytes; }
+uint64_t cf_buffered(const cf_stack *st) { return ring_bytes(&st->rings) + st->parked_bytes; }
 
 int cf_drop(cf_stack *st, enum cf_drop why)
 {

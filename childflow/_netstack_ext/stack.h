@@ -22,6 +22,7 @@
 #define NEVER UINT64_MAX
 #define US_PER_MS 1000ull
 #define US_PER_S 1000000ull
+#define PARKED_MAX_US (60 * US_PER_S) /* a question that Python does not answer in this time is forgotten */
 #define HOP_LIMIT_DEFAULT 64 /* of Linux, child and host alike; another one was asked for by a program */
 
 /* --- flows ------------------------------------------------------------------------------------------------ */
@@ -71,15 +72,17 @@ struct flow {
 	bool asked;                    /* Python knows of this flow */
 	bool ended;                    /* CF_EVENT_ENDED was queued */
 	bool unhashed;                 /* its tuple belongs to another flow, or to none */
-	/* of the host socket, as epoll last told */
-	bool host_readable, host_writable, host_eof, host_hup, host_error, host_shut;
+	/* of the host socket, as epoll last told. read_to_end: a hang-up or an urgent mark is there, so that a short read does
+	 * not mean that it is drained. */
+	bool host_readable, host_writable, read_to_end, host_error, host_eof, host_shut;
+	int send_error;                /* errno of a failed send: told to the child once all that can be read was read */
 	/* of the child side */
 	bool ack_due, fin_seen, fin_taken, window_scaling;
 	uint16_t child_port, remote_port;
 	uint8_t remote[16];
 	int host_fd, connect_error;
 	uint32_t heap_pos;
-	uint64_t deadline, heap_key, active_at, asked_at, connected_at;
+	uint64_t deadline, heap_key, active_at, asked_at, connected_at, ended_at;
 	uint64_t bytes_up, bytes_down;
 	union {
 		struct tcb tcp;
@@ -101,7 +104,7 @@ struct udp_map {
 	uint32_t generation, peers, next_free;
 	uint16_t child_port;
 	uint8_t address_len;
-	bool used, ready;              /* ready: on the list of maps with datagrams to read */
+	bool used, ready, errors;      /* ready: on that queue; errors: its error queue is not empty */
 	uint32_t next_ready;
 };
 
@@ -136,10 +139,12 @@ struct cf_stack {
 	uint32_t heap_len;
 
 	struct ring_pool rings;
+	uint32_t host_sockets, udp_flows; /* held against their limits */
 	uint64_t parked_bytes;
 
 	struct udp_map *maps;
-	uint32_t map_count, map_room, free_map, ready_map;
+	uint32_t map_count, map_room, free_map;
+	uint32_t ready_head, ready_tail; /* queue of maps with datagrams or errors to read */
 	uint32_t *map_of_port[2];      /* by family and child port */
 	struct udp_batch *batch;
 
@@ -222,9 +227,10 @@ void timer_arm(struct cf_stack *st);
 int host_connect(struct cf_stack *st, struct flow *f);
 int host_adopt(struct cf_stack *st, struct flow *f, int fd);
 int host_take_error(const struct flow *f);
-void host_close(struct flow *f, bool reset);
+void host_close(struct cf_stack *st, struct flow *f, bool reset);
 int host_udp_socket(struct cf_stack *st, int address_len, uint64_t epoll_tag);
-void host_send_address(void *sockaddr_in6, uint32_t *len, const struct flow *f);
+void host_address_of(const struct flow *f, void *sockaddr_in6, uint32_t *len);
+void host_close_socket(struct cf_stack *st, int fd);
 #define MAP_TAG (1ull << 63)
 #define TAP_TAG UINT64_MAX
 #define TIMER_TAG (UINT64_MAX - 1)
@@ -253,7 +259,7 @@ void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *tex
 void tcp_arm_persist(struct cf_stack *st, struct flow *f);
 void tcp_rtt_sample(struct flow *f, uint64_t now);
 void tcp_free(struct cf_stack *st, struct flow *f);
-enum tcp_event { GOT_CHILD_FIN, SENT_FIN, FIN_ACKED, TCP_EVENTS };
+enum tcp_event { GOT_CHILD_FIN, SENT_FIN, FIN_ACKED, CHILD_ABORTED, TCP_EVENTS };
 void tcp_move(struct flow *f, enum tcp_event event);
 
 /* udp.c */
@@ -263,7 +269,7 @@ void udp_input(struct cf_stack *st, const struct ip_view *ip, const struct udp_v
 int udp_allow(struct cf_stack *st, struct flow *f);
 void udp_deny(struct cf_stack *st, struct flow *f, enum cf_denial how);
 void udp_host_event(struct cf_stack *st, uint64_t tag, uint32_t events);
-bool udp_service(struct cf_stack *st);
+void udp_service(struct cf_stack *st);
 void udp_timer(struct cf_stack *st, struct flow *f);
 void udp_deadline(struct cf_stack *st, struct flow *f);
 void udp_free(struct cf_stack *st, struct flow *f);

@@ -10,7 +10,6 @@
 #define MSS_DEFAULT_IPV4 536  /* RFC 9293, 3.7.1 */
 #define MSS_DEFAULT_IPV6 1220
 #define MSS_MIN 48            /* as Linux; a smaller one only costs CPU */
-#define PARKED_MAX_US (60 * US_PER_S)
 #define DUP_ACKS 3            /* RFC 5681, 3.2 */
 
 /* A segment being looked at: the part of it that is inside the window. */
@@ -161,13 +160,24 @@ static bool check_sequence(struct cf_stack *st, struct flow *f, struct segment *
 
 static bool child_is_done(const struct flow *f) { return f->state == TIME_WAIT || f->state == DRAINING; }
 
+static void take_reset(struct cf_stack *st, struct flow *f)
+{
+	if (!f->fin_taken || !f->tcp.up) {
+		tcp_abort(st, f, CF_END_RST_CHILD);
+		return;
+	}
+	tcp_move(f, CHILD_ABORTED);
+	f->tcp.rtx_at = f->tcp.persist_at = NEVER;
+	list_push(st, LIST_READY, f);
+}
+
 /* RFC 5961, 3.2: only the exact sequence number resets; another one in the window is asked to prove itself. */
 static bool check_reset(struct cf_stack *st, struct flow *f, struct segment *s)
 {
 	if (!(s->tcp->flags & TCP_RST))
 		return true;
 	if (seq_eq(s->seq, f->tcp.rcv_nxt) && !child_is_done(f)) {
-		tcp_abort(st, f, CF_END_RST_CHILD);
+		take_reset(st, f);
 		return false;
 	}
 	drop(st, CF_DROP_BAD_RESET); /* once all was acknowledged none can take it back (RFC 1337) */
@@ -186,6 +196,7 @@ static bool check_syn(struct cf_stack *st, struct flow *f, struct segment *s)
 	return false;
 }
 
+/* RFC 9293, 3.10.7.4: the window of the newest segment. After an older one the right edge stays where it was told. */
 static void take_window(struct flow *f, const struct segment *s)
 {
 	struct tcb *t = &f->tcp;
@@ -194,6 +205,10 @@ static void take_window(struct flow *f, const struct segment *s)
 		t->child_window = (uint32_t)s->tcp->window << (f->window_scaling ? t->child_wscale : 0);
 		t->snd_wl1 = s->tcp->seq;
 		t->snd_wl2 = s->tcp->ack;
+	} else if (seq_after(s->tcp->ack, t->snd_una)) {
+		uint32_t acked = (uint32_t)seq_diff(s->tcp->ack, t->snd_una);
+
+		t->child_window = t->child_window > acked ? t->child_window - acked : 0;
 	}
 }
 
@@ -204,7 +219,7 @@ static void take_acked(struct cf_stack *st, struct flow *f, uint32_t acked)
 	uint32_t text = t->down && t->down->len < acked ? t->down->len : acked;
 
 	if (t->down) {
-		ring_consume(&st->rings, t->down, text);
+		ring_consume(t->down, text);
 		if (t->down->len == 0) {
 			ring_put(&st->rings, t->down);
 			t->down = NULL;
@@ -340,6 +355,16 @@ static bool (*const step[])(struct cf_stack *, struct flow *, struct segment *) 
 /* Before the host has answered: the child can only repeat its SYN or give up. */
 static void while_waiting(struct cf_stack *st, struct flow *f, const struct tcp_view *tcp)
 {
+	struct tcp_options o;
+	int why;
+
+	if ((tcp->flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN && !seq_eq(tcp->seq, f->tcp.irs)) {
+		if (tcp_options_view(&o, tcp, &why)) /* it gave up and uses the port anew */
+			init_tcb(st, f, tcp, &o);
+		else
+			drop(st, why);
+		return;
+	}
 	if ((tcp->flags & TCP_RST) && (seq_eq(tcp->seq, f->tcp.rcv_nxt) || seq_eq(tcp->seq, f->tcp.irs)))
 		tcp_abort(st, f, CF_END_RST_CHILD);
 	else

@@ -9,8 +9,6 @@
 
 #define OPTIONS_MAX 8
 
-static const uint8_t *remote_of(const struct flow *f) { return f->remote; }
-
 /* --- the window we tell ----------------------------------------------------------------------------------- */
 
 static uint32_t up_space(const struct cf_stack *st, const struct flow *f)
@@ -62,13 +60,13 @@ static uint32_t put_syn_options(const struct cf_stack *st, const struct flow *f,
 {
 	uint16_t mss = (uint16_t)(st->cfg.mtu - TCP_HEADER_LEN - (f->address_len == 4 ? IPV4_HEADER_LEN : IPV6_HEADER_LEN));
 
-	p[0] = 2;
+	p[0] = TCP_OPTION_MSS;
 	p[1] = 4;
 	put16(p + 2, mss);
 	if (!f->window_scaling)
 		return 4;
-	p[4] = 1; /* NOP */
-	p[5] = 3;
+	p[4] = TCP_OPTION_NOP;
+	p[5] = TCP_OPTION_WINDOW_SCALE;
 	p[6] = 3;
 	p[7] = f->tcp.our_wscale;
 	return 8;
@@ -80,10 +78,11 @@ static bool send_segment(struct cf_stack *st, struct flow *f, seq at, uint8_t fl
 	uint8_t options[OPTIONS_MAX], *p;
 	uint32_t options_len = flags & TCP_SYN ? put_syn_options(st, f, options) : 0;
 	uint32_t header_len = TCP_HEADER_LEN + options_len;
+	seq told = f->tcp.rcv_adv;
 
 	frame_begin(&out, PROTO_TCP);
 	if (len > 0)
-		out.text_pieces = ring_text(&st->rings, f->tcp.down, offset, len, out.text);
+		out.text_pieces = ring_pieces(f->tcp.down, offset, len, out.text);
 	out.text_len = len;
 	out.gso_size = len > f->tcp.mss ? f->tcp.mss : 0;
 	p = frame_prepend(&out, header_len);
@@ -96,9 +95,13 @@ static bool send_segment(struct cf_stack *st, struct flow *f, seq at, uint8_t fl
 	put16(p + 14, flags & TCP_RST ? 0 : window_to_tell(st, f, flags & TCP_SYN));
 	put16(p + 18, 0);
 	memcpy(p + TCP_HEADER_LEN, options, options_len);
+	if (!ip_send(st, &out, f->address_len, f->remote, header_len, 16)) {
+		f->tcp.rcv_adv = told; /* the child has not heard of it */
+		return false;
+	}
 	if (flags & TCP_ACK)
 		f->ack_due = false;
-	return ip_send(st, &out, f->address_len, remote_of(f), header_len, 16);
+	return true;
 }
 
 /* --- data and FIN ----------------------------------------------------------------------------------------- */

@@ -61,10 +61,10 @@ static void finish_connect(struct cf_stack *st, struct flow *f)
 
 void tcp_host_event(struct cf_stack *st, struct flow *f, uint32_t events)
 {
-	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+	if (events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		f->host_readable = true;
-	if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-		f->host_hup = true;
+	if (events & (EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+		f->read_to_end = true;
 	if (events & EPOLLERR)
 		f->host_error = true;
 	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
@@ -77,7 +77,7 @@ void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end)
 {
 	if (end != CF_END_RST_CHILD && f->state != TIME_WAIT && f->state != DRAINING)
 		tcp_send_reset(st, f);
-	host_close(f, true);
+	host_close(st, f, true);
 	flow_close(st, f, end);
 }
 
@@ -97,7 +97,17 @@ static void host_failed(struct cf_stack *st, struct flow *f, int error)
 	tcp_abort(st, f, error == ETIMEDOUT ? CF_END_TIMEOUT : CF_END_RST_HOST);
 }
 
-/* Send to the host socket; returns bytes taken. Closes the flow on an error: look at its state afterwards. */
+/* The host takes nothing more. What it sent before that is still read and given to the child; then the child hears of it. */
+static void send_failed(struct cf_stack *st, struct flow *f, int error)
+{
+	f->send_error = error;
+	f->host_writable = false;
+	f->host_readable = true;
+	f->read_to_end = true;
+	list_push(st, LIST_READY, f);
+}
+
+/* Send to the host socket; returns bytes taken. */
 static uint32_t host_send(struct cf_stack *st, struct flow *f, struct iovec *iov, int pieces)
 {
 	struct msghdr m = {.msg_iov = iov, .msg_iovlen = (size_t)pieces};
@@ -110,51 +120,11 @@ static uint32_t host_send(struct cf_stack *st, struct flow *f, struct iovec *iov
 		f->bytes_up += (uint64_t)n;
 		return (uint32_t)n;
 	}
-	if (errno == EAGAIN || errno == ENOBUFS) {
+	if (errno == EAGAIN || errno == ENOBUFS)
 		f->host_writable = false;
-	} else if (errno == EPIPE && !f->host_eof && f->host_readable) {
-		f->host_writable = false; /* reading will say what happened, after what is left to read */
-		list_push(st, LIST_READY, f);
-	} else {
-		host_failed(st, f, errno);
-	}
-	return 0;
-}
-
-/* Keep @text, which lies @ahead bytes beyond what is in order, until the host takes it. */
-static void keep(struct cf_stack *st, struct flow *f, uint32_t ahead, const uint8_t *text, uint32_t len)
-{
-	struct tcb *t = &f->tcp;
-	uint32_t before;
-
-	if (!t->up && !(t->up = ring_get(&st->rings))) {
-		drop(st, CF_DROP_NO_BUFFER); /* not acknowledged, so the child sends it again */
-		return;
-	}
-	before = t->up->len;
-	if (!ring_insert(&st->rings, t->up, before + ahead, text, len))
-		drop(st, CF_DROP_REASSEMBLY_FULL);
-	t->rcv_nxt = seq_add(t->rcv_nxt, t->up->len - before);
-}
-
-/* Text that check_sequence has cut to the window. */
-void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len)
-{
-	uint32_t ahead = (uint32_t)seq_diff(at, f->tcp.rcv_nxt), taken = 0;
-	struct iovec iov = {(void *)(uintptr_t)text, len};
-
-	if (ahead == 0 && !f->tcp.up && f->host_writable) {
-		taken = host_send(st, f, &iov, 1);
-		if (f->state == CLOSED)
-			return;
-		f->tcp.rcv_nxt = seq_add(f->tcp.rcv_nxt, taken);
-	}
-	if (taken < len)
-		keep(st, f, ahead, text + taken, len - taken);
-	if (ahead > 0)
-		tcp_send_ack(st, f); /* at once and one for each: the child counts them (RFC 5681, 4.2) */
 	else
-		tcp_ack_soon(st, f);
+		send_failed(st, f, errno);
+	return 0;
 }
 
 static void release_up(struct cf_stack *st, struct flow *f)
@@ -165,17 +135,59 @@ static void release_up(struct cf_stack *st, struct flow *f)
 	f->tcp.up = NULL;
 }
 
+/* Keep @text, which lies @ahead bytes beyond what is in order, until the host takes it. */
+static void keep(struct cf_stack *st, struct flow *f, uint32_t ahead, const uint8_t *text, uint32_t len)
+{
+	struct tcb *t = &f->tcp;
+	uint32_t before, room;
+
+	if (!t->up && !(t->up = ring_get(&st->rings, RING_LARGE))) {
+		drop(st, CF_DROP_NO_BUFFER); /* not acknowledged, so the child sends it again */
+		return;
+	}
+	before = t->up->len;
+	room = t->up->capacity - before;
+	if (ahead + len > room) { /* of a small ring; in a large one the window fits */
+		drop(st, CF_DROP_NO_BUFFER);
+		len = ahead < room ? room - ahead : 0;
+	}
+	if (len > 0 && !ring_insert(t->up, before + ahead, text, len))
+		drop(st, CF_DROP_REASSEMBLY_FULL);
+	t->rcv_nxt = seq_add(t->rcv_nxt, t->up->len - before);
+	release_up(st, f);
+}
+
+/* Text that check_sequence has cut to the window. */
+void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len)
+{
+	uint32_t ahead = (uint32_t)seq_diff(at, f->tcp.rcv_nxt), taken = 0;
+	struct iovec iov = {(void *)(uintptr_t)text, len};
+
+	if (ahead == 0 && !f->tcp.up && f->host_writable) {
+		taken = host_send(st, f, &iov, 1);
+		f->tcp.rcv_nxt = seq_add(f->tcp.rcv_nxt, taken);
+	}
+	if (f->send_error) {
+		drop(st, CF_DROP_CLOSED_DIRECTION);
+		return;
+	}
+	if (taken < len)
+		keep(st, f, ahead, text + taken, len - taken);
+	/* ahead: at once and one for each, since the child counts them (RFC 5681, 4.2) */
+	if (ahead == 0 || !tcp_send_ack(st, f))
+		tcp_ack_soon(st, f);
+}
+
 void tcp_flush_up(struct cf_stack *st, struct flow *f)
 {
 	while (f->tcp.up && f->tcp.up->len > 0 && f->host_writable) {
 		struct iovec iov[2];
-		int pieces = ring_text(&st->rings, f->tcp.up, 0, f->tcp.up->len, iov);
-		uint32_t n = host_send(st, f, iov, pieces);
+		int pieces = ring_pieces(f->tcp.up, 0, f->tcp.up->len, iov);
 
-		if (f->state == CLOSED)
-			return;
-		ring_consume(&st->rings, f->tcp.up, n);
+		ring_consume(f->tcp.up, host_send(st, f, iov, pieces));
 	}
+	if (f->tcp.up && f->send_error)
+		f->tcp.up->len = f->tcp.up->ahead_count = 0; /* it can never leave */
 	if (f->tcp.up)
 		release_up(st, f);
 	if (tcp_window_opened(st, f))
@@ -196,22 +208,21 @@ static uint32_t window_left(const struct flow *f)
 	return f->tcp.child_window > held ? f->tcp.child_window - held : 0;
 }
 
-/* Read up to @max bytes into the down ring; returns what recvmsg said. */
-static ssize_t pull_some(struct cf_stack *st, struct flow *f, uint32_t max, uint32_t *asked)
+/* Read up to @max bytes into the down ring, @asked of which had room; returns what recvmsg said. */
+static ssize_t pull_some(struct flow *f, uint32_t max, uint32_t *asked)
 {
+	struct ring *r = f->tcp.down;
 	struct iovec iov[2];
 	struct msghdr m = {.msg_iov = iov};
 	ssize_t n;
 
-	m.msg_iovlen = (size_t)ring_space(&st->rings, f->tcp.down, max, iov);
-	*asked = 0;
-	for (size_t i = 0; i < m.msg_iovlen; i++)
-		*asked += (uint32_t)iov[i].iov_len;
+	*asked = r->capacity - r->len < max ? r->capacity - r->len : max;
+	m.msg_iovlen = (size_t)ring_pieces(r, r->len, *asked, iov);
 	do
 		n = recvmsg(f->host_fd, &m, MSG_DONTWAIT);
 	while (n < 0 && errno == EINTR);
 	if (n > 0) {
-		f->tcp.down->len += (uint32_t)n;
+		r->len += (uint32_t)n;
 		f->bytes_down += (uint64_t)n;
 	}
 	return n;
@@ -222,24 +233,37 @@ static bool may_pull(const struct flow *f)
 	return f->host_readable && !f->host_eof && f->host_fd >= 0 && (f->state == ESTABLISHED || f->state == CLOSE_WAIT);
 }
 
+/* Nothing more can be read: the host's end of file, or its failure. */
+static void reading_ended(struct cf_stack *st, struct flow *f, int error)
+{
+	f->host_readable = false;
+	if (error == 0)
+		error = f->send_error;
+	if (error) {
+		host_failed(st, f, error);
+		return;
+	}
+	f->host_eof = true;
+	tcp_output(st, f); /* the FIN needs no window */
+}
+
 /* One read and what follows from it; false when there is nothing more to read now. */
 static bool pull_step(struct cf_stack *st, struct flow *f, uint32_t max)
 {
 	uint32_t asked;
-	ssize_t n = pull_some(st, f, max, &asked);
+	ssize_t n = pull_some(f, max, &asked);
 
-	if (n == 0) {
-		f->host_eof = true;
-		tcp_output(st, f); /* the FIN needs no window */
-		return false;
-	}
-	if (n < 0) {
+	if (n < 0 && errno == EAGAIN) {
 		f->host_readable = false;
-		if (errno != EAGAIN)
-			host_failed(st, f, errno);
+		if (f->send_error)
+			reading_ended(st, f, 0);
 		return false;
 	}
-	if ((uint32_t)n < asked && !f->host_hup)
+	if (n <= 0) {
+		reading_ended(st, f, n < 0 ? errno : 0);
+		return false;
+	}
+	if ((uint32_t)n < asked && !f->read_to_end)
 		f->host_readable = false; /* drained; an edge will tell of more */
 	tcp_output(st, f);
 	return f->host_readable;
@@ -258,15 +282,15 @@ static void pull_down(struct cf_stack *st, struct flow *f)
 	uint64_t enough = f->bytes_down + PULL_BUDGET;
 
 	while (may_pull(f)) {
-		uint32_t left = window_left(f), space = st->rings.capacity - (f->tcp.down ? f->tcp.down->len : 0);
+		uint32_t left = window_left(f), held = f->tcp.down ? f->tcp.down->len : 0;
 
-		if (left == 0 || space == 0)
+		if (left == 0 || (f->tcp.down && held == f->tcp.down->capacity))
 			break;
 		if (f->bytes_down >= enough) {
 			list_push(st, LIST_READY, f);
 			break;
 		}
-		if (!f->tcp.down && !(f->tcp.down = ring_get(&st->rings))) {
+		if (!f->tcp.down && !(f->tcp.down = ring_get(&st->rings, RING_LARGE))) {
 			list_push(st, LIST_RING, f);
 			break;
 		}
@@ -284,7 +308,7 @@ static void prepare_probe(struct cf_stack *st, struct flow *f)
 
 	if (!may_pull(f) || t->child_window > 0 || !seq_eq(t->snd_una, t->snd_nxt))
 		return;
-	if (!t->down && !(t->down = ring_get(&st->rings))) {
+	if (!t->down && !(t->down = ring_get(&st->rings, RING_SMALL))) {
 		list_push(st, LIST_RING, f);
 		return;
 	}
@@ -304,21 +328,23 @@ static void finish(struct cf_stack *st, struct flow *f)
 {
 	if ((f->state != TIME_WAIT && f->state != DRAINING) || f->tcp.up)
 		return;
-	host_close(f, false);
+	host_close(st, f, false);
 	flow_report_end(st, f, CF_END_FIN);
 	if (f->state == DRAINING)
 		flow_close(st, f, CF_END_FIN);
 }
 
-/* After the host's end of file nothing is read any more, so a reset that comes later must be asked for. */
-static bool host_was_reset(struct cf_stack *st, struct flow *f)
+/* Where nothing is read any more, a failure of the host must be asked for. True when the flow has ended by it. */
+static bool host_was_lost(struct cf_stack *st, struct flow *f)
 {
-	int error;
+	int error = f->send_error;
 
-	if (!f->host_error || !f->host_eof || f->host_fd < 0)
+	if (f->host_fd < 0 || (!f->host_eof && (f->state == ESTABLISHED || f->state == CLOSE_WAIT)))
 		return false;
-	f->host_error = false;
-	error = host_take_error(f);
+	if (!error && f->host_error) {
+		f->host_error = false;
+		error = host_take_error(f);
+	}
 	if (error)
 		host_failed(st, f, error);
 	return error != 0;
@@ -326,9 +352,9 @@ static bool host_was_reset(struct cf_stack *st, struct flow *f)
 
 void tcp_service(struct cf_stack *st, struct flow *f)
 {
-	if (f->state == CONNECTING && (f->host_writable || f->host_hup))
+	if (f->state == CONNECTING && f->host_writable)
 		finish_connect(st, f);
-	if (f->state < ESTABLISHED || host_was_reset(st, f))
+	if (f->state < ESTABLISHED || host_was_lost(st, f))
 		return;
 	tcp_flush_up(st, f);
 	if (f->state != CLOSED)

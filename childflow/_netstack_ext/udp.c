@@ -19,14 +19,13 @@
 
 #define BATCH 16
 #define DATAGRAM_MAX 65535
-#define READY_BUDGET 64                  /* datagrams of one map in one turn */
+#define ROUND_BUDGET 256                 /* datagrams of all maps in one round */
+#define ERRORS_AT_ONCE 64                /* of one map */
 #define PARKED_DATAGRAMS_MAX 64          /* of one peer: a burst of small ones that comes before the verdict */
 #define PARKED_BYTES_MAX (4u << 20)      /* of all */
-#define PARKED_MAX_US (60 * US_PER_S)
 #define IDLE_ANSWERED_US (300 * US_PER_S) /* RFC 4787, REQ-5: at least 2 minutes, 5 recommended */
 #define IDLE_UNANSWERED_US (120 * US_PER_S)
 #define IDLE_DNS_US (17 * US_PER_S)      /* longer than any resolver waits */
-#define DNS_PORT 53
 
 struct parked {
 	struct parked *next;
@@ -46,7 +45,7 @@ struct udp_batch {
 
 bool udp_init(struct cf_stack *st)
 {
-	st->free_map = st->ready_map = NONE;
+	st->free_map = st->ready_head = st->ready_tail = NONE;
 	st->batch = malloc(sizeof(*st->batch));
 	for (int i = 0; i < 2; i++) {
 		st->map_of_port[i] = calloc(65536, sizeof(uint32_t)); /* index + 1; untouched pages cost nothing */
@@ -60,7 +59,7 @@ void udp_shutdown(struct cf_stack *st)
 {
 	for (uint32_t i = 0; i < st->map_count; i++)
 		if (st->maps[i].used)
-			close(st->maps[i].host_fd);
+			host_close_socket(st, st->maps[i].host_fd);
 	for (int i = 0; i < 2; i++)
 		free(st->map_of_port[i]);
 	free(st->maps);
@@ -134,7 +133,7 @@ static void map_drop_peer(struct cf_stack *st, uint32_t index)
 
 	if (--m->peers > 0)
 		return;
-	close(m->host_fd);
+	host_close_socket(st, m->host_fd);
 	m->used = false;
 	st->map_of_port[m->address_len == 4 ? 0 : 1][m->child_port] = 0;
 	if (!m->ready) /* else udp_service gives the slot back when it comes to it */
@@ -204,7 +203,7 @@ static int send_once(struct cf_stack *st, struct flow *f, uint8_t hop_limit, con
 	struct iovec iov = {(void *)(uintptr_t)text, len};
 	struct msghdr m = {.msg_name = &to, .msg_iov = &iov, .msg_iovlen = 1};
 
-	host_send_address(&to, &m.msg_namelen, f);
+	host_address_of(f, &to, &m.msg_namelen);
 	if (hop_limit != HOP_LIMIT_DEFAULT) {
 		m.msg_control = control;
 		m.msg_controllen = sizeof(control);
@@ -359,14 +358,15 @@ static int receive(struct udp_batch *b, int fd)
 	return recvmmsg(fd, b->messages, BATCH, MSG_DONTWAIT, NULL);
 }
 
-/* Read at most READY_BUDGET datagrams; true when there may be more. */
-static bool drain(struct cf_stack *st, uint32_t index)
+/* Read until the socket is empty or *budget is used up; true when there may be more. */
+static bool drain(struct cf_stack *st, uint32_t index, int *budget)
 {
-	for (int done = 0; done < READY_BUDGET; done += BATCH) {
+	while (*budget > 0) {
 		int n = receive(st->batch, st->maps[index].host_fd);
 
-		if (n < 0)
-			return errno != EAGAIN; /* an error that belonged to an earlier datagram: read on */
+		if (n < 0 && errno == EAGAIN)
+			return false;
+		*budget -= n > 0 ? n : 1; /* an error that belonged to an earlier datagram: read on */
 		for (int i = 0; i < n; i++)
 			take_datagram(st, &st->maps[index], &st->batch->from[i], st->batch->bytes[i],
 				      st->batch->messages[i].msg_len);
@@ -424,43 +424,63 @@ static bool take_error(struct cf_stack *st, uint32_t index)
 
 /* --- events ----------------------------------------------------------------------------------------------- */
 
+static void ready_push(struct cf_stack *st, uint32_t index)
+{
+	struct udp_map *m = &st->maps[index];
+
+	if (m->ready)
+		return;
+	m->ready = true;
+	m->next_ready = NONE;
+	if (st->ready_head == NONE)
+		st->ready_head = index;
+	else
+		st->maps[st->ready_tail].next_ready = index;
+	st->ready_tail = index;
+}
+
+static uint32_t ready_pop(struct cf_stack *st)
+{
+	uint32_t index = st->ready_head;
+
+	if (index != NONE) {
+		st->ready_head = st->maps[index].next_ready;
+		st->maps[index].ready = false;
+	}
+	return index;
+}
+
 void udp_host_event(struct cf_stack *st, uint64_t tag, uint32_t events)
 {
 	uint32_t index = (uint32_t)tag;
-	struct udp_map *m;
 
 	if (index >= st->map_count || !st->maps[index].used || map_tag(st, index) != tag)
 		return;
-	for (int i = 0; i < READY_BUDGET && (events & EPOLLERR) && take_error(st, index); i++)
-		;
-	m = &st->maps[index];
-	if (!(events & (EPOLLIN | EPOLLERR)) || m->ready)
-		return;
-	m->ready = true;
-	m->next_ready = st->ready_map;
-	st->ready_map = index;
+	if (events & EPOLLERR)
+		st->maps[index].errors = true;
+	ready_push(st, index);
 }
 
-/* Read from every map that has something; true when some were cut short by their budget. */
-bool udp_service(struct cf_stack *st)
+/* What one map has; true when there may be more. */
+static bool serve(struct cf_stack *st, uint32_t index, int *budget)
 {
-	uint32_t index = st->ready_map;
+	for (int i = 0; i < ERRORS_AT_ONCE && st->maps[index].errors; i++)
+		st->maps[index].errors = take_error(st, index);
+	return drain(st, index, budget) || st->maps[index].errors;
+}
 
-	st->ready_map = NONE;
-	while (index != NONE) {
-		uint32_t next = st->maps[index].next_ready;
+/* Read from the maps that have something, in turn, until the budget is used up; the rest stays queued. */
+void udp_service(struct cf_stack *st)
+{
+	int budget = ROUND_BUDGET;
+	uint32_t index;
 
-		st->maps[index].ready = false;
-		if (!st->maps[index].used) {
+	while (budget > 0 && (index = ready_pop(st)) != NONE) {
+		if (!st->maps[index].used)
 			map_slot_release(st, index);
-		} else if (drain(st, index)) {
-			st->maps[index].ready = true;
-			st->maps[index].next_ready = st->ready_map;
-			st->ready_map = index;
-		}
-		index = next;
+		else if (serve(st, index, &budget))
+			ready_push(st, index);
 	}
-	return st->ready_map != NONE;
 }
 
 static uint64_t idle_deadline(const struct flow *f)

@@ -202,11 +202,6 @@ bool tcp_view(struct tcp_view *v, const struct ip_view *ip, enum transport_check
 	return true;
 }
 
-#define TCP_OPTION_END 0
-#define TCP_OPTION_NOP 1
-#define TCP_OPTION_MSS 2
-#define TCP_OPTION_WINDOW_SCALE 3
-#define TCP_OPTION_SACK_PERMITTED 4
 #define WINDOW_SCALE_MAX 14 /* RFC 7323, 2.3 */
 
 static void tcp_option_take(struct tcp_options *o, const uint8_t *p)

@@ -44,9 +44,11 @@ _SLOW_KINDS = tuple(SlowKind)
 
 
 class Limits(NamedTuple):
-    """What a stack may use: flows in all, bytes per flow and direction (a power of two), bytes in all."""
+    """What a stack may use: flows in all (UDP peers half of them), host sockets in all (UDP half of them), payload bytes
+    per flow and direction (a power of two), payload bytes in all."""
 
     max_flows: int = MAX_FLOWS
+    max_sockets: int = MAX_FLOWS
     flow_window: int = FLOW_WINDOW
     buffer_limit: int = BUFFER_LIMIT
 
@@ -70,7 +72,7 @@ class Stack:
         config.tap_fd = tap_fd
         config.offload = offload
         config.mtu = mtu
-        config.max_flows, config.flow_window, config.buffer_limit = limits
+        config.max_flows, config.max_sockets, config.flow_window, config.buffer_limit = limits
         for field in ("child4", "gateway4", "child6", "gateway6", "child_mac", "gateway_mac"):
             ffi.memmove(getattr(config, field), getattr(addresses, field), len(getattr(addresses, field)))
         ffi.memmove(config.hash_key, os.urandom(16), 16)
