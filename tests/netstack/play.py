@@ -37,7 +37,7 @@ from .wire import ACK, FIN, PSH, RST, SYN, IcmpError, Other, Reply, Segment
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 CHILD_PORT, REMOTE_PORT = 40_000, 443
 CHILD_ISN = 5_000
-REST_TURNS = 20_000
+REST_TURNS = 2_000
 FLAG_NAMES = "FSRPAUEC"
 
 _BYTES = random.Random(1).randbytes(1 << 20)
@@ -79,6 +79,7 @@ class Child:
         self.port, self.remote, self.remote_port, self.isn = port, remote, remote_port, isn
         self.address = wire.CHILD[4 if len(remote) == 4 else 6]
         self.inbox: deque[Segment] = deque()
+        self.history: list[Segment] = []  # all that ever came
         self.peer_isn = 0
         self.next = 0  # of what this child sends, relative
         self.got = 0  # the next number it wants, relative
@@ -135,6 +136,7 @@ class Child:
         if segment.flags & SYN:
             self.peer_isn = segment.seq
         self.inbox.append(segment)
+        self.history.append(segment)
 
     def relative(self, segment: Segment) -> int:
         """The segment's sequence number, relative and unwrapped around what this child waits for."""
@@ -400,6 +402,9 @@ class Play:
         assert isinstance(e, kind), e
         return e
 
+    def forgets_events(self) -> None:
+        self._new.clear()
+
     def no_event(self) -> None:
         assert not self._new, list(self._new)
 
@@ -472,7 +477,12 @@ class Play:
         return near, far
 
     def connect(
-        self, port: int = CHILD_PORT, *, remote: bytes | None = None, remote_port: int = REMOTE_PORT, isn: int = CHILD_ISN
+        self,
+        port: int = CHILD_PORT,
+        *,
+        remote: bytes | None = None,
+        remote_port: int = REMOTE_PORT,
+        isn: int = CHILD_ISN,
     ) -> Child:
         """A child that has said nothing yet."""
         remote = wire.REMOTE[self.family] if remote is None else remote

@@ -269,6 +269,26 @@ def test_draining_slow_host_gets_all(play):
     assert play.stack.flow_count() == 0
 
 
+def test_close_wait_reset_by_child_still_delivers_what_was_acknowledged(play):
+    """The child sent all and its FIN, then its process died with text unread: its RST ends only its own side, and it
+    hears no more, also not what was on its way down."""
+    play.establish(options=SCALED, buffer=4096)
+    for at in range(0, 450_000, 30_000):
+        play.child.sends(ACK, text=text_of(30_000, at))
+    play.child.sends(FIN | ACK)
+    play.host.sends(text_of(5000))
+    play.child.forgets()
+    play.child.sends(RST)
+    for _ in range(10):
+        play.clock.advance(ms=1000)
+    play.child.gets_nothing()
+    assert play.host.reads() == text_of(450_000)
+    play.host.gets_eof()
+    play.child.gets_nothing()
+    assert play.stack.flow_count() == 0
+    assert play.stack.buffered() == 0
+
+
 # --- the tuple again
 
 

@@ -10,8 +10,18 @@ from . import wire
 from .play import ACK, CHILD_ISN, CHILD_PORT, REMOTE_PORT, RST, text_of
 
 ICMP_OF = {
-    4: {Denial.UNREACHABLE_NET: (3, 0), Denial.UNREACHABLE_HOST: (3, 1), Denial.PORT: (3, 3), Denial.PROHIBITED: (3, 13)},
-    6: {Denial.UNREACHABLE_NET: (1, 0), Denial.UNREACHABLE_HOST: (1, 3), Denial.PORT: (1, 4), Denial.PROHIBITED: (1, 1)},
+    4: {
+        Denial.UNREACHABLE_NET: (3, 0),
+        Denial.UNREACHABLE_HOST: (3, 1),
+        Denial.PORT: (3, 3),
+        Denial.PROHIBITED: (3, 13),
+    },
+    6: {
+        Denial.UNREACHABLE_NET: (1, 0),
+        Denial.UNREACHABLE_HOST: (1, 3),
+        Denial.PORT: (1, 4),
+        Denial.PROHIBITED: (1, 1),
+    },
 }
 BY_ICMP = (Denial.UNREACHABLE_NET, Denial.UNREACHABLE_HOST, Denial.PORT, Denial.PROHIBITED)
 

@@ -321,7 +321,7 @@ def test_established_bad_wire_delivers_both_ways(stage, offload, seed):
 
 def test_established_full_tap_loses_no_text(stage, offload):
     """B31: nothing counts as sent that the TAP did not take, and the stack goes on when it does."""
-    play = stage(offload=offload, tap_buffer=4608)
+    play = stage(offload=offload, tap_buffer=100_000 if offload else 4608)
     play.establish(options=SCALED)
     play.deaf = True
     play.host.end.send(text_of(200_000))
@@ -337,15 +337,26 @@ def test_established_full_tap_loses_no_text(stage, offload):
     assert came == text_of(200_000)
 
 
+def test_established_tap_that_refuses_a_frame_is_not_asked_for_ever(stage):
+    """M2, M3: a write may fail for good (EIO, EINVAL; here EMSGSIZE). The frame is lost; the stack comes to rest."""
+    play = stage(tap_buffer=4608)
+    play.establish(options=SCALED)
+    play.host.end.send(text_of(60_000))
+    play.rest()
+    play.clock.advance(ms=1000)
+    assert play.stack.counters()["tap_full"] >= 2
+
+
 def test_established_full_tap_owes_the_ack(stage):
     """An ACK that the TAP refused is still due."""
     play = stage(tap_buffer=4608)
     play.establish()
     play.deaf = True
-    for at in range(0, 5000, 10):
-        play._tap.send(wire.frame(play.child.packet(ACK, text=text_of(10, at))))
-        play.rest()
-    assert play.stack.counters()["tap_full"] > 0
+    sent = 0
+    while not play.stack.counters():  # until the TAP has refused exactly one
+        play.child.sends(ACK, text=text_of(10, sent))
+        sent += 10
+    assert play.stack.counters() == {"tap_full": 1}
     play.deaf = False
     play.rest()
-    assert play.child.acked(play.child.forgets()[-1]) == 5001
+    assert play.child.acked(play.child.forgets()[-1]) == sent + 1

@@ -102,6 +102,22 @@ def test_connecting_syn_again_is_one_connection(play):
     assert play.stack.flow_count() == 0
 
 
+@pytest.mark.parametrize("isn", [9_000, 1, 0xFFFFFFFF])
+def test_parked_new_syn_replaces_the_old_one(play, isn):
+    """The child gave up and uses the port again before the verdict: what is answered is what it waits for now."""
+    play.connect().opens(wire.mss(1460))
+    play.child.isn = isn
+    play.child.next = 0
+    play.child.opens(wire.mss(800) + wire.NOP + wire.wscale(2))
+    play.attach()
+    assert play.child.gets(SYN | ACK, ack=1).options == wire.mss(1460) + NOP + wire.wscale(4)
+    play.child.sends(ACK)
+    play.child.forgets()
+    play.host.sends(bytes(2000))
+    assert play.child.gets(ACK).gso_size == 800
+    play.no_event()
+
+
 def test_syn_received_syn_again_is_answered_again(play):
     play.connect().opens()
     play.attach()
@@ -279,7 +295,14 @@ def test_closed_syn_with_odd_options_opens(play, options, answer):
 
 
 def test_established_options_in_data_are_ignored(established):
-    for options in (b"\x02\x00", b"\xfe\x00\x00\x00", b"\x01\x01\x01\x03", wire.wscale(0), TIMESTAMPS, b"\x05\x0a" + bytes(8)):
+    for options in (
+        b"\x02\x00",
+        b"\xfe\x00\x00\x00",
+        b"\x01\x01\x01\x03",
+        wire.wscale(0),
+        TIMESTAMPS,
+        b"\x05\x0a" + bytes(8),
+    ):
         established.child.sends(ACK, text=b"x", options=options)
         established.child.gets(ACK)
     established.host.gets(b"x" * 6)

@@ -194,7 +194,8 @@ def test_zero_window_is_probed_with_a_byte_and_back_off(play):
         play.child.sends(ACK)  # still nothing taken
         play.child.gets_nothing()
         wait = min(2 * wait, 60_000)
-    play.child.sends(ACK, window=65_535)
+    play.child.window = 65_535
+    play.child.sends(ACK)
     assert play.child.reads(5000) == text_of(5000)
     assert play.stack.buffered() == 0
 
@@ -221,7 +222,8 @@ def test_zero_window_probe_byte_taken_and_still_closed_goes_on(play):
         play.child.gets(ACK, seq=1 + i, text=text_of(1, i))
         play.child.sends(ACK)
         play.child.gets_nothing()
-    play.child.sends(ACK, window=65_535)
+    play.child.window = 65_535
+    play.child.sends(ACK)
     assert play.child.reads(4995) == text_of(4995, 5)
 
 
@@ -316,39 +318,75 @@ def test_established_old_window_is_not_believed(play):
 # --- memory
 
 
-def test_buffer_limit_stops_no_other_flow_and_burns_no_cpu(stage):
-    """One flow holds all the payload memory there is: the others wait, without the stack asking to be called again."""
-    play = stage(limits=Limits(flow_window=65_536, buffer_limit=65_536))
+ONE_RING = Limits(flow_window=65_536, buffer_limit=65_536)
+
+
+def hold_all(play: Play) -> None:
+    """One flow, whose host does not read, takes the one ring that there is."""
     play.establish(port=1, buffer=4096)
     for at in range(0, 60_000, 1000):
         play.child.sends(ACK, text=text_of(1000, at))
     assert play.stack.buffered() == 65_536
+
+
+def test_buffer_limit_leaves_the_others_a_page(stage):
+    """At the limit another flow is slow, not stopped, the memory stays bounded, and nothing spins (`rest` would fail)."""
+    play = stage(limits=ONE_RING)
+    hold_all(play)
     holder = play.host
     play.establish(port=2)
-    play.host.sends(b"waits")  # comes to rest, or fails here
-    play.child.gets_nothing()
+    play.host.sends(text_of(50_000))
+    assert play.stack.buffered() <= 65_536 + 2 * 4096
+    assert play.child.reads(50_000) == text_of(50_000)
     play.child.sends(ACK, text=b"direct")
     play.host.gets(b"direct")
     holder.reads()
-    play.clock.advance(ms=1000)
-    texts = [s.text for s in play.child.forgets()]
-    assert b"waits" in texts
+    assert play.stack.buffered() == 0
 
 
-def test_buffer_limit_refused_text_comes_again(stage):
-    play = stage(limits=Limits(flow_window=65_536, buffer_limit=65_536))
-    play.establish(port=1, buffer=4096)
-    first, first_host = play.child, play.host
-    for at in range(0, 60_000, 1000):
-        first.sends(ACK, text=text_of(1000, at))
+def test_buffer_limit_text_beyond_the_page_comes_again(stage):
+    play = stage(limits=ONE_RING)
+    hold_all(play)
+    holder = play.host
     play.establish(port=2)
-    play.child.sends(ACK, seq=5, text=b"late")
+    play.child.sends(ACK, seq=1001, text=text_of(30_000, 1000))
     play.child.gets(ACK, ack=1)
     assert play.stack.counters()["no_buffer"] == 1
-    first_host.reads()
-    play.child.sends(ACK, seq=1, text=b"all late")
-    play.child.gets(ACK, ack=9)
-    play.host.gets(b"all late")
+    play.child.sends(ACK, seq=1, text=text_of(1000))
+    acked = play.child.acked(play.child.forgets()[-1])
+    assert 1001 <= acked < 31_001
+    holder.reads()
+    play.child.sends(ACK, seq=acked, text=text_of(31_000)[acked - 1 :])
+    play.child.gets(ACK, ack=31_001)
+    play.host.gets(text_of(31_000))
+
+
+def test_buffer_limit_many_flows_wait_and_all_go_on(stage):
+    """More flows than there are pages: those that find none wait for one, without spinning."""
+    play = stage(limits=Limits(max_flows=4, flow_window=65_536, buffer_limit=65_536))
+    talks = []
+    for port in (1, 2, 3, 4):
+        play.establish(port=port, buffer=4096)
+        talks.append((play.child, play.host))
+    for child, host in talks:  # up and down at once: eight rings wanted, five there
+        for at in range(0, 20_000, 1000):
+            child.sends(ACK, seq=1 + at, text=text_of(1000, at))
+        host.end.send(text_of(3000))
+        play.rest()
+    for _ in range(300):
+        for child, host in talks:
+            host.reads()
+            base = max([child.acked(s) for s in child.history if s.flags & ACK])
+            for s in child.forgets():
+                child._take(s)
+            child.sends(ACK, seq=base)
+            if base <= 20_000:
+                child.sends(ACK, seq=base, text=text_of(20_000)[base - 1 : base + 999])
+        play.clock.advance(ms=100)
+    for child, _ in talks:
+        assert child.got == 3001
+        assert max(child.acked(s) for s in child.history if s.flags & ACK) == 20_001
+    assert play.stack.buffered() == 0
 
 
 def test_established_idle_flows_hold_nothing(stage):

@@ -60,7 +60,9 @@ def vnet(flags: int = 0, gso: int = 0, hdr_len: int = 0, gso_size: int = 0, star
     return struct.pack("=BBHHHH", flags, gso, hdr_len, gso_size, start, offset)
 
 
-def frame(packet: bytes, *, head: bytes = bytes(10), kind: int | None = None, to: bytes = ADDRESSES.gateway_mac) -> bytes:
+def frame(
+    packet: bytes, *, head: bytes = bytes(10), kind: int | None = None, to: bytes = ADDRESSES.gateway_mac
+) -> bytes:
     """What the child's kernel hands over for an IP packet."""
     if kind is None:
         kind = IPV6 if packet and packet[0] >> 4 == 6 else IPV4
@@ -84,9 +86,12 @@ def ipv4(
 ) -> bytes:
     ihl = 5 + len(options) // 4 if ihl is None else ihl
     total = 20 + len(options) + len(payload) if total is None else total
-    head = struct.pack(
-        "!BBHHHBBH", version << 4 | ihl, 0, total, identification, fragment, hop_limit, protocol, 0
-    ) + src + dst + options
+    head = (
+        struct.pack("!BBHHHBBH", version << 4 | ihl, 0, total, identification, fragment, hop_limit, protocol, 0)
+        + src
+        + dst
+        + options
+    )
     value = plain_checksum(head) if checksum is None else checksum
     return head[:10] + struct.pack("!H", value) + head[12:] + payload
 
@@ -112,6 +117,7 @@ def ip(payload: bytes, protocol: int, src: bytes, dst: bytes, **fields: Any) -> 
 
 def with_checksum(segment: bytes, at: int, src: bytes, dst: bytes, protocol: int, mode: str = "full") -> bytes:
     """`segment` with its checksum at byte `at`: full, partial (the pseudo-header only), wrong, or zero."""
+    segment = segment[:at] + bytes(2) + segment[at + 2 :]
     pseudo = pseudo_header(src, dst, protocol, len(segment))
     value = {
         "full": lambda: plain_checksum(pseudo + segment),
@@ -231,9 +237,7 @@ def view(raw: bytes, offload: bool) -> Segment | Reply | IcmpError | Other:
     packet = raw[VNET_LEN + ETHERNET_LEN :]
     src, dst, protocol, payload = _ip_parts(packet)
     assert dst == CHILD[4 if len(dst) == 4 else 6], "a frame for somebody else"
-    return {TCP: _segment, UDP: _reply, ICMP: _icmp, ICMPV6: _icmp}[protocol](
-        raw, head, src, dst, payload, offload
-    )
+    return {TCP: _segment, UDP: _reply, ICMP: _icmp, ICMPV6: _icmp}[protocol](raw, head, src, dst, payload, offload)
 
 
 def _ip_parts(packet: bytes) -> tuple[bytes, bytes, int, bytes]:
@@ -250,7 +254,9 @@ def _ip_parts(packet: bytes) -> tuple[bytes, bytes, int, bytes]:
     return v6.src, v6.dst, v6.nxt, packet[40:]
 
 
-def _check_transport(head: bytes, src: bytes, dst: bytes, protocol: int, payload: bytes, at: int, offload: bool) -> None:
+def _check_transport(
+    head: bytes, src: bytes, dst: bytes, protocol: int, payload: bytes, at: int, offload: bool
+) -> None:
     """The checksum is complete, or partial as the virtio header then says."""
     flags, _, _, _, start, offset = struct.unpack("=BBHHHH", head)
     pseudo = pseudo_header(src, dst, protocol, len(payload))
