@@ -74,11 +74,16 @@ def routed_caller(routed_lab: Lab, user: str) -> Caller:
     return routed_lab.caller(user)
 
 
-@pytest.fixture
-def outside_caller(namespaces: None, user: str) -> Caller:
-    """Each caller in turn, on the machine's own network; only for tests marked `network`."""
+@pytest.fixture(scope="session")
+def machine_network(namespaces: None) -> None:
+    """Skips where there is no way back to the machine's own network: a user namespace is a one-way street."""
     if enter.whereabouts().machine_net < 0:
-        pytest.skip("without root the test process can't return to the machine's network: sudo make test")
+        pytest.skip("needs root to return to the machine's network: sudo make test")
+
+
+@pytest.fixture
+def outside_caller(machine_network: None, user: str) -> Caller:
+    """Each caller in turn, on the machine's own network; only for tests marked `network`."""
     return outside(user)
 
 

@@ -129,7 +129,7 @@ def test_npm_ci_from_the_real_registry(outside_caller: Caller, real_reference: d
 
 
 @pytest.fixture(scope="module")
-def real_reference() -> dict[str, str]:
+def real_reference(machine_network: None) -> dict[str, str]:
     """node_modules as `npm ci` leaves it without childflow, from the registry that this machine's npm is set to."""
     caller = outside("ordinary")
     project = npm_project(caller, "real-reference")
