@@ -117,6 +117,7 @@ class _Life:
         self._engine = engine
         self._recorder = recorder
         self._loop = loop
+        self._inherited = inherited_descriptors()
         self._end: Report | None = None
         self._failure: ChildflowError | None = None
 
@@ -146,15 +147,7 @@ class _Life:
             self._loop.call_soon(self._loop.stop)
             return
         self._sandbox.release()
-        self._let_go_of_stdio()
-
-    def _let_go_of_stdio(self) -> None:
-        """Only the command holds these now, so that its closing them is seen as it would be without us."""
-        nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(nothing, 0)
-        if self._settings.flow_log not in ("-", "fd:1"):
-            os.dup2(nothing, 1)
-        os.close(nothing)
+        let_go_of(self._inherited, self._settings.flow_log)
 
     def _on_signals(self) -> None:
         for number, from_kernel in self._signals.arrived():
@@ -218,6 +211,31 @@ def _leads_session() -> bool:
     return os.getsid(0) == os.getpid()
 
 
+def inherited_descriptors() -> list[int]:
+    """What our caller left open for the command, above stderr; all of our own are close-on-exec."""
+    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_inherited(fd)]
+
+
+def _is_inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # the listing's own
+        return False
+
+
+def let_go_of(inherited: list[int], flow_log: str | None) -> None:
+    """Drop our copies of the command's descriptors, so that its closing them is seen as it would be without us.
+
+    stderr stays, for our messages, and whatever the flow log goes to.
+    """
+    log = 1 if flow_log == "-" else int(flow_log[3:]) if flow_log and flow_log.startswith("fd:") else -1
+    nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in {0, 1} - {log}:
+        os.dup2(nothing, fd, inheritable=False)
+    for fd in {nothing, *inherited} - {log}:
+        os.close(fd)
+
+
 def refuse_network_descriptors(settings: Settings) -> None:
     """Refuse descriptors by which the command would have the host's network, or another that is not this run's."""
     for fd in (*range(3), *settings.keep_fds):
@@ -237,9 +255,9 @@ def _socket_family(fd: int) -> str | None:
     import socket
 
     try:
-        duplicate = socket.socket(fileno=os.dup(fd))
+        described = socket.socket(fileno=fd)
     except OSError:
         return None
-    with duplicate:
-        family = duplicate.family
+    family = described.family
+    described.detach()
     return getattr(family, "name", f"family {int(family)}")

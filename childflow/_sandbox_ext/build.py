@@ -61,7 +61,7 @@ def _build_by_hand() -> None:
 
     assert setuptools
     os.chdir(ROOT)
-    ffi.compile(verbose=False)
+    ffi.compile(target="_sandbox.abi3.so")  # the name that setuptools gives it, so that neither hides the other
     compiler = new_compiler()
     customize_compiler(compiler)
     with tempfile.TemporaryDirectory() as build_temp:

@@ -140,7 +140,11 @@ class Terminal:
 
     def ends(self, timeout: float = 15) -> int:
         """The program's return code, as subprocess has it."""
-        return self.process.wait(timeout)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.hears("what never comes", 1)
+            raise AssertionError(f"does not end:\n{self.text}\n{self._processes()}") from None
 
 
 @pytest.fixture(scope="session")

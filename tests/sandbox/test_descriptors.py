@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 
 import pytest
@@ -61,6 +62,28 @@ def test_process_substitution(seat: Seat) -> None:
     line = f"{seat.line('cat')} <(echo one) <(echo two)"
     shown = seat.wait(seat.start(["bash", "-c", line]))
     assert shown.stdout == "one\ntwo\n", shown.stderr
+
+
+@pytest.mark.parametrize("which", ["inherited pipe", "stdin", "stdout"])
+def test_what_the_command_closes_is_closed(seat: Seat, which: str) -> None:
+    """childflow keeps no copy: the other end sees the command's close at once, not the run's end."""
+    reader, writer = os.pipe()
+    ours, theirs = (writer, reader) if which == "stdin" else (reader, writer)
+    target = {"inherited pipe": theirs, "stdin": 0, "stdout": 1}[which]
+    standard = {} if which == "inherited pipe" else {which: theirs}
+    code = f"import os, time; os.close({target}); os.write(2, b'closed\\n'); time.sleep(100)"
+    process = seat.start(seat.argv("/usr/bin/python3", "-c", code), pass_fds=[] if standard else [theirs], **standard)
+    os.close(theirs)
+    try:
+        assert process.stderr
+        assert process.stderr.readline() == "closed\n"
+        gone = select.poll()
+        gone.register(ours, 0)
+        assert gone.poll(5000), "someone still holds the other end"
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+        os.close(ours)
 
 
 def test_keep_fd(seat: Seat) -> None:

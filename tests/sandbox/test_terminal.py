@@ -68,7 +68,7 @@ def test_signals_of_kill_are_forwarded_once(seat: Seat) -> None:
 
 
 def test_ctrl_c_ends_an_ordinary_program(seat: Seat) -> None:
-    with seat.terminal(*seat.argv("sh", "-c", "echo on; sleep 60")) as terminal:
+    with seat.terminal(*seat.argv("sh", "-c", "echo on; exec sleep 60")) as terminal:
         terminal.sees("on")
         terminal.type("\x03")
         assert terminal.ends() == -signal.SIGINT
@@ -222,7 +222,7 @@ def test_command_substitution(seat: Seat) -> None:
 
 
 def test_hangup_of_the_terminal(seat: Seat, mark: str) -> None:
-    terminal = seat.terminal(*seat.argv("sh", "-c", f": {mark}; echo on; sleep 60"))
+    terminal = seat.terminal(*seat.argv("sh", "-c", f": {mark}; echo on; exec sleep 60"))
     terminal.sees("on")
     os.close(terminal.main)
     assert terminal.process.wait(10) == -signal.SIGHUP
