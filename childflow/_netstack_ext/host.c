@@ -46,10 +46,10 @@ static int watch(struct cf_stack *st, int fd, uint32_t events, uint64_t tag)
 
 static int new_socket(struct cf_stack *st, int address_len, int type)
 {
-	uint32_t limit = type == SOCK_DGRAM ? st->cfg.max_sockets / 2 : st->cfg.max_sockets;
+	bool too_many_udp = type == SOCK_DGRAM && st->udp_sockets >= st->cfg.max_sockets / 2;
 	int fd;
 
-	if (st->host_sockets >= limit) {
+	if (too_many_udp || st->host_sockets >= st->cfg.max_sockets) {
 		drop(st, CF_DROP_NO_DESCRIPTOR);
 		errno = EMFILE;
 		return -1;
@@ -118,6 +118,12 @@ int host_take_error(const struct flow *f)
 	return error;
 }
 
+static void close_socket(struct cf_stack *st, int fd)
+{
+	st->host_sockets--;
+	close(fd);
+}
+
 /* Close the host socket, at once and with an RST if @reset, else as close(2) does. */
 void host_close(struct cf_stack *st, struct flow *f, bool reset)
 {
@@ -127,14 +133,14 @@ void host_close(struct cf_stack *st, struct flow *f, bool reset)
 		return;
 	if (reset)
 		setsockopt(f->host_fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
-	host_close_socket(st, f->host_fd);
+	close_socket(st, f->host_fd);
 	f->host_fd = -1;
 }
 
-void host_close_socket(struct cf_stack *st, int fd)
+void host_close_udp(struct cf_stack *st, int fd)
 {
-	st->host_sockets--;
-	close(fd);
+	st->udp_sockets--;
+	close_socket(st, fd);
 }
 
 /* An unconnected UDP socket that reports ICMP errors with their origin; -1 with errno. */
@@ -150,8 +156,9 @@ int host_udp_socket(struct cf_stack *st, int address_len, uint64_t tag)
 		set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
 	set_int(fd, SOL_SOCKET, SO_RCVBUF, UDP_BUFFER);
 	set_int(fd, SOL_SOCKET, SO_SNDBUF, UDP_BUFFER);
+	st->udp_sockets++;
 	if (watch(st, fd, WATCH_DATAGRAM, tag) < 0) {
-		host_close_socket(st, fd);
+		host_close_udp(st, fd);
 		return -1;
 	}
 	return fd;

@@ -139,7 +139,7 @@ struct cf_stack {
 	uint32_t heap_len;
 
 	struct ring_pool rings;
-	uint32_t host_sockets, udp_flows; /* held against their limits */
+	uint32_t host_sockets, udp_sockets, udp_flows; /* held against their limits */
 	uint64_t parked_bytes;
 
 	struct udp_map *maps;
@@ -230,7 +230,7 @@ int host_take_error(const struct flow *f);
 void host_close(struct cf_stack *st, struct flow *f, bool reset);
 int host_udp_socket(struct cf_stack *st, int address_len, uint64_t epoll_tag);
 void host_address_of(const struct flow *f, void *sockaddr_in6, uint32_t *len);
-void host_close_socket(struct cf_stack *st, int fd);
+void host_close_udp(struct cf_stack *st, int fd);
 #define MAP_TAG (1ull << 63)
 #define TAP_TAG UINT64_MAX
 #define TIMER_TAG (UINT64_MAX - 1)

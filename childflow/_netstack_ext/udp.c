@@ -59,7 +59,7 @@ void udp_shutdown(struct cf_stack *st)
 {
 	for (uint32_t i = 0; i < st->map_count; i++)
 		if (st->maps[i].used)
-			host_close_socket(st, st->maps[i].host_fd);
+			host_close_udp(st, st->maps[i].host_fd);
 	for (int i = 0; i < 2; i++)
 		free(st->map_of_port[i]);
 	free(st->maps);
@@ -133,7 +133,7 @@ static void map_drop_peer(struct cf_stack *st, uint32_t index)
 
 	if (--m->peers > 0)
 		return;
-	host_close_socket(st, m->host_fd);
+	host_close_udp(st, m->host_fd);
 	m->used = false;
 	st->map_of_port[m->address_len == 4 ? 0 : 1][m->child_port] = 0;
 	if (!m->ready) /* else udp_service gives the slot back when it comes to it */
