@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from childflow.errors import StackError
 from childflow.netstack.events import Denial, End, Question
 
 from . import wire
@@ -371,8 +372,6 @@ def test_connecting_forbidden_is_prohibited(play):
 
 
 def test_answers_to_a_dead_flow_are_refused(play):
-    from childflow.errors import StackError
-
     play.connect().opens()
     flow = play.question().flow
     play.child.sends(RST, seq=1)
@@ -385,9 +384,23 @@ def test_answers_to_a_dead_flow_are_refused(play):
             answer()
 
 
-def test_second_verdict_is_refused(established: Play):
-    from childflow.errors import StackError
+def test_answer_to_a_dead_flow_never_reaches_the_one_in_its_place(play):
+    play.connect(1).opens()
+    dead = play.question().flow
+    play.child.sends(RST, seq=1)
+    play.ended(End.RST_CHILD)
+    play.connect(2).opens()
+    alive = play.question().flow
+    assert alive & 0xFFFFFFFF == dead & 0xFFFFFFFF  # the same slot
+    with pytest.raises(StackError):
+        play.stack.deny(dead, Denial.RESET)
+    play.child.gets_nothing()
+    play.stack.deny(alive, Denial.RESET)
+    play.rest()
+    play.child.gets(RST | ACK)
 
+
+def test_second_verdict_is_refused(established: Play):
     with pytest.raises(StackError):
         established.stack.allow(established.flow)
     with pytest.raises(StackError):
@@ -395,8 +408,6 @@ def test_second_verdict_is_refused(established: Play):
 
 
 def test_parked_attach_of_no_socket_leaves_it_parked(play):
-    from childflow.errors import StackError
-
     play.connect().opens()
     flow = play.question().flow
     with pytest.raises(StackError):

@@ -4,11 +4,13 @@ The rows follow the cases of group A in the order of the headers: virtio, Ethern
 
 from __future__ import annotations
 
+import resource
 import struct
 from typing import NamedTuple
 
 import pytest
 
+from childflow.netstack.stack import Limits
 from childflow.settings import ADDRESSES
 
 from . import wire
@@ -38,7 +40,7 @@ PARTIAL_ELSEWHERE = (
     (100, 20), (34, 17), (34, 6), (0, 0), (73, 0), (65535, 0), (54, 16), (14, 10), (33, 16), (35, 16),
 )  # fmt: skip
 SPOOFED4 = (
-    (203, 0, 113, 9), (192, 0, 0, 1), (192, 0, 0, 3), (0, 0, 0, 0), (127, 0, 0, 1), (224, 0, 0, 1), (255, 255, 255, 255),
+    (203, 0, 113, 9), (192, 0, 0, 1), (192, 0, 0, 3), (0, 0, 0, 0), (127, 0, 0, 1), (224, 0, 0, 1), (255,) * 4,
 )  # fmt: skip
 SPOOFED6 = (
     "00" * 16,
@@ -77,8 +79,8 @@ def runts() -> list[Case]:
 def virtio() -> list[Case]:
     part4 = ipv4(syn4(checksum="partial"), wire.TCP)
     cases = [
-        Case(f"partial at {start}+{offset}", frame(part4, head=vnet(NEEDS_CSUM, start=start, offset=offset)), "bad_vnet_header")
-        for start, offset in PARTIAL_ELSEWHERE
+        Case(f"partial at {at}+{field}", frame(part4, head=vnet(NEEDS_CSUM, start=at, offset=field)), "bad_vnet_header")
+        for at, field in PARTIAL_ELSEWHERE
     ]  # fmt: skip
     for gso in (2, 3, 5, 6, 127, 255):
         cases.append(
@@ -314,8 +316,6 @@ def test_tap_gone_is_said_once_and_stops(play):
 
 
 def test_flow_table_full_refuses_the_new_flow_only(stage):
-    from childflow.netstack.stack import Limits
-
     play = stage(limits=Limits(max_flows=3))
     for port in (1, 2, 3):
         play.establish(port)
@@ -334,8 +334,6 @@ def test_flow_table_full_refuses_the_new_flow_only(stage):
 
 def test_no_descriptor_refuses_the_new_flow_only(play):
     """B34: at the limit of descriptors a new flow is refused and counted, an old one goes on, and it passes."""
-    import resource
-
     play.establish()
     old, old_host = play.child, play.host
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -361,3 +359,39 @@ def test_no_descriptor_refuses_the_new_flow_only(play):
     play.allow()
     play.errors.clear()
     assert play.stack.flow_count() == 2
+
+
+def test_no_socket_left_refuses_the_new_flow_only(stage):
+    """A stack's own limit of host sockets, half of it for UDP, does what the kernel's limit of descriptors does."""
+    play = stage(limits=Limits(max_sockets=2))
+    play.establish(1)
+    old, old_host = play.child, play.host
+    for port, code in ((10, 0), (11, 13)):  # no route; prohibited
+        play.sends(ipv4(wire.udp(S4, D4, port, 99, b"x"), 17))
+        play.allow()
+        play.forgets_events()
+        assert play.error().code == code
+    play.connect(2, remote=wire.LOOPBACK[4]).opens()
+    play.allow()
+    play.child.gets(RST | ACK)
+    assert play.stack.counters() == {"host_send_failed": 1, "no_descriptor": 2}
+    old.sends(ACK, text=b"on")
+    old.gets(ACK, ack=3)
+    old_host.gets(b"on")
+    old.sends(RST)
+    play.forgets_events()
+    play.clock.advance(ms=200_000)
+    play.forgets_events()
+    play.establish(3)
+
+
+def test_udp_peers_leave_room_for_tcp(stage):
+    play = stage(limits=Limits(max_flows=10))
+    for port in range(1, 9):
+        play.sends(ipv4(wire.udp(S4, D4, port, 99, b"x"), 17))
+    assert play.stack.counters() == {"flow_table_full": 3}
+    assert play.stack.flow_count() == 5
+    assert len(play.errors) == 3
+    play.errors.clear()
+    play.forgets_events()
+    play.establish(1)

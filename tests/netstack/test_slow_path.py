@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from childflow.errors import StackError
 from childflow.netstack.events import Datagram, SlowKind
 from childflow.settings import ADDRESSES
 
@@ -128,8 +129,6 @@ def test_dns_query_is_a_datagram_and_no_flow(stage, family):
 
 
 def test_dns_answer_that_no_datagram_holds_is_the_callers_fault(play):
-    from childflow.errors import StackError
-
     with pytest.raises(StackError):
         play.stack.reply_datagram(Datagram(GATEWAY[4], 1, 53, b""), bytes(65_508))
 

@@ -128,6 +128,17 @@ def test_established_text_beyond_the_window_is_cut(established):
     assert established.child.acked(established.child.forgets()[-1]) == 65_536
 
 
+def test_established_fin_behind_cut_text_is_cut_too(established):
+    established.child.sends(FIN | ACK, seq=65_530, text=text_of(20, 65_529))
+    for at in range(0, 65_529, 32_000):
+        established.child.sends(ACK, seq=1 + at, text=text_of(min(32_000, 65_529 - at), at))
+    established.host.gets(text_of(65_535))
+    established.host.gets_nothing()
+    established.child.sends(FIN | ACK, seq=65_536, text=text_of(14, 65_535))
+    established.host.gets(text_of(14, 65_535))
+    established.host.gets_eof()
+
+
 def test_established_segment_wholly_beyond_the_window_is_refused(established):
     established.child.sends(ACK, seq=100_000, text=b"far")
     established.child.gets(ACK, seq=1, ack=1)

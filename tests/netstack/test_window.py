@@ -169,14 +169,27 @@ def test_established_scaled_window_is_scaled(play):
     assert 8000 - 1460 < came <= 8000
 
 
-def test_established_no_silly_segment_while_an_ack_is_on_its_way(play):
-    play.establish(window=2000)
+def test_established_no_silly_segment_while_an_ack_is_on_its_way(stage, offload):
+    """RFC 9293, 3.8.6.2.1: half a segment of room waits while something is in flight, and is used when nothing is."""
+    play = stage(offload=offload)
+    play.establish(window=1000)
     play.host.sends(text_of(5000))
-    came = play.child.forgets()
-    assert sum(len(s.text) for s in came) in (1460, 2000)
-    play.child.sends(ACK, ack=1461, window=1000)
-    for s in play.child.forgets():
-        assert len(s.text) >= 1000 - 540
+    play.child.gets(ACK, seq=1, text=text_of(1000))
+    play.child.sends(ACK, ack=1, window=1500)
+    play.child.gets_nothing()
+    play.child.sends(ACK, ack=1, window=2460)
+    play.child.gets(ACK, seq=1001, text=text_of(1460, 1000))
+    play.child.sends(ACK, ack=2461, window=500)
+    play.child.gets(ACK, seq=2461, text=text_of(500, 2460))
+
+
+@pytest.mark.parametrize("shift", [14, 15, 255])
+def test_established_scale_is_at_most_fourteen(play, shift):
+    """RFC 7323, 2.3."""
+    play.establish(options=wire.mss(1460) + wire.NOP + wire.wscale(shift), window=1)
+    play.host.sends(text_of(100_000))
+    came = sum(len(s.text) for s in play.child.forgets())
+    assert 16_384 - 1460 < came <= 16_384
 
 
 def test_zero_window_is_probed_with_a_byte_and_back_off(play):
@@ -305,14 +318,16 @@ def test_established_window_taken_back_is_probed(play):
 
 
 def test_established_old_window_is_not_believed(play):
-    """A segment older than the last one can't change the window (RFC 9293, SND.WL1)."""
+    """What was sent before the newest segment can't change the window (RFC 9293, SND.WL1), also when it comes later."""
     play.establish()
-    play.child.sends(ACK, text=b"new", window=65_535)
-    play.child.gets(ACK)
-    play.child.sends(ACK, seq=1, text=b"new", window=0)
-    play.child.gets(ACK)
+    play.child.sends(ACK, seq=4, text=b"def", window=65_535)
+    play.child.sends(ACK, seq=1, text=b"abc", window=0)
+    play.child.forgets()
     play.host.sends(b"goes")
     play.child.gets(ACK, text=b"goes")
+    play.child.sends(ACK, window=0)
+    play.host.sends(b"stays")
+    play.child.gets_nothing()
 
 
 # --- memory
@@ -330,7 +345,7 @@ def hold_all(play: Play) -> None:
 
 
 def test_buffer_limit_leaves_the_others_a_page(stage):
-    """At the limit another flow is slow, not stopped, the memory stays bounded, and nothing spins (`rest` would fail)."""
+    """At the limit another flow is slow, not stopped; memory stays bounded, and nothing spins (`rest` would fail)."""
     play = stage(limits=ONE_RING)
     hold_all(play)
     holder = play.host

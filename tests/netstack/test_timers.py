@@ -1,0 +1,101 @@
+"""Deadlines of many flows at once: each ends when its time has come, whatever was set or taken away meanwhile."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from childflow.netstack.events import Denial, Ended
+
+from . import wire
+from .play import SYN, Play
+from .wire import CHILD, REMOTE, UDP
+
+SECOND = 1_000_000
+PARKED_S, UNANSWERED_S, DNS_S = 60, 120, 17
+
+
+def datagram(port: int, remote_port: int) -> bytes:
+    src, dst = CHILD[4], REMOTE[4]
+    return wire.ipv4(wire.udp(src, dst, port, remote_port, b"x"), UDP)
+
+
+def ended(play: Play) -> set[int]:
+    flows = {e.flow for e in play._new if isinstance(e, Ended)}
+    play.forgets_events()
+    play.errors.clear()
+    return flows
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_deadlines_come_when_due(stage, seed):
+    """Parked for a minute, open for two, 17 s if to port 53; some denied before. The reference is a dict."""
+    chance = random.Random(seed)
+    play = stage()
+    due: dict[int, int] = {}
+    for port in range(1, 301):
+        dns = chance.random() < 0.5
+        play.sends(datagram(port, 53 if dns else 99))
+        flow = play.question().flow
+        due[flow] = play.clock.now_us + PARKED_S * SECOND
+        if chance.random() < 0.7:
+            play.stack.allow(flow)
+            due[flow] = play.clock.now_us + (DNS_S if dns else UNANSWERED_S) * SECOND
+        for flow in chance.sample(sorted(due), min(len(due), 2)) if chance.random() < 0.4 else ():
+            if due[flow] - play.clock.now_us > PARKED_S * SECOND or chance.random() < 0.5:
+                continue
+            try:
+                play.stack.deny(flow, Denial.SILENT)
+            except Exception:  # open, not parked
+                continue
+            del due[flow]
+        play.rest()
+        ended(play)
+        play.clock.advance(ms=chance.randint(0, 900))
+        now = {f for f, at in due.items() if at <= play.clock.now_us}
+        assert ended(play) == now
+        for f in now:
+            del due[f]
+    while due:
+        at = min(due.values())
+        play.clock.advance(ms=(at - play.clock.now_us - 1) / 1000)
+        assert ended(play) == set()
+        play.clock.advance(ms=0.001)
+        now = {f for f, when in due.items() if when <= play.clock.now_us}
+        assert ended(play) == now
+        for f in now:
+            del due[f]
+    assert play.stack.flow_count() == 0
+
+
+def test_deadlines_of_tcp_and_udp_in_one_heap(stage):
+    """A SYN-ACK is repeated on time beside a thousand idle peers."""
+    play = stage()
+    for port in range(1, 1001):
+        play.sends(datagram(port, 99))
+        play.stack.allow(play.question().flow)
+        play.errors.clear()
+    play.connect().opens()
+    play.attach()
+    play.child.forgets()
+    play.clock.advance(ms=999.999)
+    play.child.gets_nothing()
+    play.clock.advance(ms=0.001)
+    assert play.child.inbox.popleft().flags & SYN
+    play.child.sends(wire.RST, seq=1)
+    play.clock.advance(ms=120_000)
+    assert play.stack.flow_count() == 0
+
+
+def test_clock_that_stands_still_or_jumps(stage):
+    play = stage()
+    play.establish()
+    for _ in range(1000):
+        play.clock.advance(ms=0)
+    play.child.gets_nothing()
+    play.clock.advance(ms=6 * 3600 * 1000)  # the machine slept
+    assert len(play.child.forgets()) == 1  # one keep-alive, not a hundred
+    play.child.sends(wire.ACK, text=b"awake")
+    play.child.gets(wire.ACK, ack=6)
+    play.host.gets(b"awake")
