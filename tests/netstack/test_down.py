@@ -258,6 +258,28 @@ def test_established_dead_child_is_given_up_at_last(established):
     play.host.gets_reset()
 
 
+@pytest.mark.parametrize("gib", [2, 4])
+def test_established_gibibytes_down(stage, gib):
+    """B23: past half of all sequence numbers, where comparisons turn round, and past all; losses are still mended."""
+    play = stage()
+    play.establish(options=wire.mss(65_495) + wire.NOP + wire.wscale(7))
+    child, chunk = play.child, text_of(448 * 1024)
+    while child.got < (gib << 30) + (1 << 20):
+        play.host.end.send(chunk[:200_000])
+        play.rest()
+        for s in child.inbox:
+            child._take(s)
+        child.inbox.clear()
+        child.history.clear()
+        child.sends(ACK)
+    for _ in range(3):
+        play.host.sends(b"one")
+    child.forgets()
+    for _ in range(3):
+        child.sends(ACK, ack=child.got)
+    assert child.forgets(), "three duplicate ACKs"
+
+
 # --- a bad wire
 
 

@@ -68,6 +68,9 @@ def test_established_no_mss_option_means_536(stage, family):
     assert play.child.gets(ACK).gso_size == {4: 536, 6: 1220}[family]
 
 
+IP_MINTTL = 21  # linux/in.h
+
+
 # --- repeated SYNs
 
 
@@ -330,6 +333,21 @@ def test_connecting_host_accepts(stage, family):
     play.until(lambda: len(play.child.inbox) > 1)
     play.child.gets(ACK, ack=6)
     play.child.gets(ACK, text=b"you too")
+
+
+@pytest.mark.parametrize(("hop_limit", "arrives"), [(7, True), (6, True), (5, False)])
+def test_connecting_hop_limit_is_one_less(play, hop_limit, arrives):
+    """The listener takes nothing with a TTL under five."""
+    listener = play.owns(socket.create_server(("127.0.0.1", 0)))
+    listener.setsockopt(socket.IPPROTO_IP, IP_MINTTL, 5)
+    listener.settimeout(0.05)
+    play.connect(remote=wire.LOOPBACK[4], remote_port=listener.getsockname()[1]).opens(hop_limit=hop_limit)
+    play.allow()
+    if arrives:
+        play.owns(listener.accept()[0])
+        return
+    with pytest.raises(TimeoutError):
+        listener.accept()
 
 
 def closed_port(family: int) -> int:

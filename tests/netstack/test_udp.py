@@ -438,10 +438,14 @@ def test_open_one_peer_ends_and_the_socket_stays_for_the_other(play):
 
 
 @pytest.mark.parametrize("hop_limit", [2, 5, 200, 255])
-def test_open_hop_limit_is_one_less(play, hop_limit):
+def test_open_hop_limit_is_one_less(stage, family, hop_limit):
     """Traceroute: a hop limit that is not the default was asked for, and this gateway is a hop."""
+    play = stage(family=family)
     peer = Peer(play)
-    peer.end.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+    if family == 4:
+        peer.end.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+    else:
+        peer.end.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
     peer.hears(CHILD_PORT, b"x", hop_limit=hop_limit)
     play.allow()
     play.until(peer._readable)
