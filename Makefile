@@ -15,6 +15,7 @@ STAMPS = .venv/stamps
 PYTEST =
 CMD =
 
+C_CHECK = -fsyntax-only -std=gnu11 -Wall -Wextra -Werror
 C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard childflow/*/*.c childflow/*/*.h))
 BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
 
@@ -30,7 +31,8 @@ test: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test lint test-wheels npm-
 lint: $(STAMPS)/test $(STAMPS)/build
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(CC) -fsyntax-only -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror $(filter %.c, $(C_SOURCES))
+	for source in $(filter %.c, $(C_SOURCES)); do \
+		$(CC) -c -o /dev/null -std=gnu11 -D_GNU_SOURCE -O2 -UNDEBUG -Wall -Wextra -Werror $$source || exit 1; done
 
 # What the tests install, childflow's own wheel apart: fetched once into build/, quick afterwards.
 test-wheels: $(STAMPS)/test
