@@ -47,7 +47,7 @@ GROUPS = {
         Option(("--map-root",), "map_root", "", "let the command see itself as uid 0"),
         Option(("--strict",), "strict", "", "refuse to run where a part of the isolation is not to be had"),
         Option(("--keep-fd",), "keep_fds", "N", "leave descriptor N open for the command (may be repeated)"),
-        Option(("--allow-socket-stdio",), "allow_socket_stdio", "", "accept a network socket as stdin, stdout or stderr"),
+        Option(("--allow-socket-stdio",), "allow_socket_stdio", "", "accept network sockets as stdin, stdout, stderr"),
     ),
     "general": (
         Option(("-v", "--verbose"), "verbose", "", "say more, and count what was dropped; also CHILDFLOW_DEBUG=1"),

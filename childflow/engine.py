@@ -1,8 +1,8 @@
 """The engine: the C stack on the event loop, and the switchboard that answers its questions.
 
-The loop watches one descriptor, the stack's epoll set. When it fires, turns are taken until the stack has nothing left or
-other callbacks have waited long enough; after each turn the waiting events are answered, since a parked flow's latency is
-the time until its verdict.
+The loop watches one descriptor, the stack's epoll set. When it fires, turns are taken until the stack has nothing left
+or other callbacks have waited long enough; after each turn the waiting events are answered, since a parked flow's
+latency is the time until its verdict.
 
 Invariants: nothing is decided here and no payload is touched. After `stop` every host socket is closed.
 Not here:   what an event means (`services/switchboard.py`), the life of the run (`run.py`).

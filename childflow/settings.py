@@ -47,7 +47,7 @@ class Addresses(NamedTuple):
     gateway_mac: bytes
 
 
-# IPv4 from RFC 7335's 192.0.0.0/29, which no LAN uses; IPv6 a ULA (RFC 4193), so that getaddrinfo prefers IPv4 (RFC 6724).
+# IPv4 from RFC 7335's 192.0.0.0/29, which no LAN uses; IPv6 a ULA (RFC 4193): getaddrinfo prefers IPv4 then (RFC 6724).
 ADDRESSES = Addresses(
     child4=bytes((192, 0, 0, 2)),
     gateway4=bytes((192, 0, 0, 1)),

@@ -16,7 +16,8 @@ from cffi import FFI
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+# No -Werror: a compiler newer than ours must not stop an installation; `make lint` has it.
+WARNINGS = ["-std=gnu11", "-Wall", "-Wextra"]
 # cffi's generated glue has parameters that it does not use.
 EXTENSION_FLAGS = ["-O2", *WARNINGS, "-Wno-unused-parameter"]
 INIT_FLAGS = ["-O2", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", *WARNINGS]

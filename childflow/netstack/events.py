@@ -1,7 +1,7 @@
 """What the C stack tells Python: small typed records, and the words for answers.
 
-Addresses are packed bytes (4 for IPv4, 16 for IPv6); ports are host-order ints; times are microseconds. The numbers of the
-enums are those of `api.h`.
+Addresses are packed bytes (4 for IPv4, 16 for IPv6); ports are host-order ints; times are microseconds. The numbers of
+the enums are those of `api.h`.
 """
 
 from __future__ import annotations

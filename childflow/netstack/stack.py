@@ -44,8 +44,11 @@ _SLOW_KINDS = tuple(SlowKind)
 
 
 class Limits(NamedTuple):
-    """What a stack may use: flows in all (UDP peers half of them), host sockets in all (UDP half of them), payload bytes
-    per flow and direction (a power of two), payload bytes in all."""
+    """What a stack may use.
+
+    Flows in all (UDP peers half of them), host sockets in all (UDP half of them), payload bytes per flow and direction
+    (a power of two), payload bytes in all.
+    """
 
     max_flows: int = MAX_FLOWS
     max_sockets: int = MAX_FLOWS
@@ -92,7 +95,7 @@ class Stack:
             self._st = None
 
     def turn(self, now_us: int) -> bool:
-        """Do a bounded amount of work at `now_us`; True: call again at once, no descriptor will fire for what is left."""
+        """Do a bounded amount of work at `now_us`; True: call again at once, no descriptor fires for the rest."""
         flags = lib.cf_turn(self._st, now_us)
         if flags & lib.CF_TURN_TAP_GONE:
             self.tap_gone = True
