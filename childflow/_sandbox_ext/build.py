@@ -17,7 +17,7 @@ from cffi import FFI
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 # No -Werror: a compiler newer than ours must not stop an installation; `make lint` has it.
-WARNINGS = ["-std=gnu11", "-Wall", "-Wextra"]
+WARNINGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
 # cffi's generated glue has parameters that it does not use.
 EXTENSION_FLAGS = ["-O2", *WARNINGS, "-Wno-unused-parameter"]
 INIT_FLAGS = ["-O2", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", *WARNINGS]

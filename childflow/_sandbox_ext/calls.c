@@ -3,7 +3,6 @@
  * Raw numbers where a C library may be older than the call (mount_setattr: Linux 5.12, glibc 2.36), so that one build runs on both.
  * Not here: any decision; the callers are in childflow/sandbox/. */
 
-#define _GNU_SOURCE
 #include <errno.h>
 #include <linux/capability.h>
 #include <sched.h>

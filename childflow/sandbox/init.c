@@ -18,7 +18,6 @@
  *             told to P and ends I: nothing is started half confined.
  * Not here:   namespaces, links and other mounts (the Python of childflow/sandbox, in C), and what a report means (run.py). */
 
-#define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
