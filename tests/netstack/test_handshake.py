@@ -197,6 +197,16 @@ def test_syn_received_ack_of_nothing_sent_is_refused(play):
     play.child.gets(ACK, ack=2)
 
 
+def test_syn_received_cut_text_with_a_wrong_ack_gets_one_answer(play):
+    """The text starts at the very edge of the window and the ACK is of nothing sent: the RST is the answer."""
+    play.connect().opens()
+    play.attach()
+    play.child.gets(SYN | ACK)
+    play.child.sends(ACK, seq=65_536, ack=500, text=b"beyond")
+    play.child.gets(RST, seq=500)
+    play.child.gets_nothing()
+
+
 def test_syn_received_data_with_the_ack_is_taken(play):
     play.connect().opens()
     play.attach()
