@@ -15,7 +15,6 @@ STAMPS = .venv/stamps
 PYTEST =
 CMD =
 
-C_CHECK = -fsyntax-only -std=gnu11 -Wall -Wextra -Werror
 C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard childflow/*/*.c childflow/*/*.h))
 BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
 

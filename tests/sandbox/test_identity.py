@@ -49,10 +49,13 @@ def test_root_can_change_owners_but_not_the_host(root: Seat) -> None:
     assert root.run("unshare", "-m", "true").returncode != 0
 
 
+LIBC_SIGNALS = 3 << 31  # 32 and 33 are glibc's own; GNU make starts its commands with both ignored
+
+
 def test_signals_are_as_the_caller_left_them(seat: Seat) -> None:
     status = status_of(seat)
     assert int(status["SigBlk"], 16) == 0
-    assert int(status["SigIgn"], 16) == 0
+    assert int(status["SigIgn"], 16) & ~LIBC_SIGNALS == 0
 
 
 def test_ignored_and_blocked_signals_are_handed_on(ordinary: Seat) -> None:
@@ -64,7 +67,7 @@ def test_ignored_and_blocked_signals_are_handed_on(ordinary: Seat) -> None:
     argv = ["/usr/bin/python3", "-c", code, *ordinary.argv("cat", "/proc/self/status")]
     text = ordinary.wait(ordinary.start(argv, restore_signals=True)).stdout
     status = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
-    assert int(status["SigIgn"], 16) == 1 << (1 - 1) | 1 << (17 - 1)
+    assert int(status["SigIgn"], 16) & ~LIBC_SIGNALS == 1 << (1 - 1) | 1 << (17 - 1)
     assert int(status["SigBlk"], 16) == 1 << (10 - 1)
 
 
