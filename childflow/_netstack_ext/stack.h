@@ -44,7 +44,7 @@ struct tcb {
 	seq snd_wl1, snd_wl2;
 	uint32_t child_window;         /* bytes from snd_una */
 	uint16_t mss;
-	uint8_t child_wscale, our_wscale, dup_acks, retries, probes;
+	uint8_t child_wscale, our_wscale, dup_acks, retries, probes, keepalives;
 	/* up: what we take from the child. rcv_nxt <= rcv_adv, the right edge that the child was told. */
 	seq irs, rcv_nxt, rcv_adv;
 	seq fin_seq;                   /* of a FIN that waits for text before it; valid with fin_seen */
@@ -54,6 +54,7 @@ struct tcb {
 	seq timed_seq;
 	uint64_t timed_at;             /* 0: no segment is timed */
 	uint64_t rtx_at, persist_at;   /* NEVER: off */
+	uint64_t keepalive_sent_at;
 };
 
 struct udp_peer {

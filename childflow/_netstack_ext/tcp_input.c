@@ -395,8 +395,7 @@ void tcp_input(struct cf_stack *st, const struct ip_view *ip, const struct tcp_v
 		return;
 	}
 	f->active_at = st->now;
-	if (seq_eq(f->tcp.snd_una, f->tcp.snd_max))
-		f->tcp.retries = 0; /* of keep-alive probes: this is an answer */
+	f->tcp.keepalives = 0;
 	if (f->state == PARKED || f->state == CONNECTING) {
 		while_waiting(st, f, tcp);
 		return;

@@ -138,11 +138,7 @@ static uint32_t next_len(const struct cf_stack *st, const struct flow *f, uint32
 		frame = f->tcp.mss;
 	if (!st->cfg.offload)
 		frame = f->tcp.mss;
-	if (len >= frame)
-		return frame;
-	if (len < unsent && len < f->tcp.mss && sent > 0)
-		return 0; /* RFC 9293, 3.8.6.2.1: no silly segment while an ACK is on its way */
-	return len;
+	return len < frame ? len : frame;
 }
 
 /* Send what the window takes from snd_nxt on; the FIN rides on the last segment. */
@@ -243,7 +239,11 @@ void tcp_send_reset(struct cf_stack *st, struct flow *f)
 }
 
 /* RFC 9293, 3.10.7.4: an ACK of what was never sent, before the connection is there, is answered with its own number. */
-void tcp_refuse_ack(struct cf_stack *st, struct flow *f, seq ack) { send_segment(st, f, ack, TCP_RST, 0, 0); }
+void tcp_refuse_ack(struct cf_stack *st, struct flow *f, seq ack)
+{
+	f->ack_due = false; /* one answer is enough */
+	send_segment(st, f, ack, TCP_RST, 0, 0);
+}
 
 /* A segment that belongs to no flow gets the RST of RFC 9293, 3.10.7.1. */
 void tcp_refuse_segment(struct cf_stack *st, const struct ip_view *ip, const struct tcp_view *tcp)

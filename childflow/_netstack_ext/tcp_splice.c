@@ -286,6 +286,8 @@ static void pull_down(struct cf_stack *st, struct flow *f)
 
 		if (left == 0 || (f->tcp.down && held == f->tcp.down->capacity))
 			break;
+		if (left < f->tcp.mss && !seq_eq(f->tcp.snd_una, f->tcp.snd_nxt))
+			break; /* RFC 9293, 3.8.6.2.1: no silly segment while an ACK is on its way */
 		if (f->bytes_down >= enough) {
 			list_push(st, LIST_READY, f);
 			break;

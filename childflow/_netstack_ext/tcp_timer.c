@@ -39,9 +39,14 @@ static void back_off(struct tcb *t)
 
 static uint64_t idle_deadline(const struct flow *f)
 {
+	uint64_t at;
+
 	if (f->state == TIME_WAIT && !f->tcp.up)
 		return f->active_at + TIME_WAIT_US;
-	return f->active_at + KEEPALIVE_IDLE_US + f->tcp.retries * KEEPALIVE_EVERY_US;
+	at = f->active_at + KEEPALIVE_IDLE_US;
+	if (f->tcp.keepalives > 0 && f->tcp.keepalive_sent_at + KEEPALIVE_EVERY_US > at)
+		at = f->tcp.keepalive_sent_at + KEEPALIVE_EVERY_US; /* from the sending: the clock may have jumped while we were stopped */
+	return at;
 }
 
 /* Set the flow's one deadline from its timers. */
@@ -105,10 +110,11 @@ static void idle_timeout(struct cf_stack *st, struct flow *f)
 		flow_close(st, f, CF_END_FIN);
 		return;
 	}
-	if (f->tcp.retries++ >= KEEPALIVE_RETRIES_MAX) {
+	if (f->tcp.keepalives++ >= KEEPALIVE_RETRIES_MAX) {
 		tcp_abort(st, f, CF_END_IDLE);
 		return;
 	}
+	f->tcp.keepalive_sent_at = st->now;
 	if (f->state != TIME_WAIT && f->state != DRAINING)
 		tcp_send_keepalive(st, f);
 }
