@@ -67,7 +67,7 @@ class TcpForwarder:
         self._loop = loop
         self._resolvers = resolvers
         self._recorder = recorder
-        self._sessions: set[Session] = set()
+        self._sessions: dict[Session, None] = {}  # in the order of opening, which decides between equal times
         self._runs: set[asyncio.Task[None]] = set()
         self._upstream = asyncio.Semaphore(MAX_UPSTREAM)
 
@@ -99,18 +99,18 @@ class TcpForwarder:
         if not idle:
             return False
         oldest = min(idle, key=lambda session: session.used_at)
-        self._sessions.discard(oldest)
+        del self._sessions[oldest]
         oldest.writer.transport.abort()
         return True
 
     async def _run(self, ours: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         session = Session(reader, writer, self._loop.time())
-        self._sessions.add(session)
+        self._sessions[session] = None
         try:
             await self._serve(session)
         finally:
-            self._sessions.discard(session)
+            self._sessions.pop(session, None)
             for task in session.tasks:
                 task.cancel()
             writer.close()
