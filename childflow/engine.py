@@ -16,7 +16,7 @@ import select
 import time
 
 from childflow.netstack.stack import Limits, Stack
-from childflow.record.flowlog import NullRecorder
+from childflow.record.null import NullRecorder
 from childflow.sandbox.link import LinkPlan
 from childflow.services.switchboard import Switchboard
 from childflow.settings import ADDRESSES, Settings

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from childflow.engine import Engine
-    from childflow.record.flowlog import NullRecorder
+    from childflow.record.null import NullRecorder
 
 
 def run(settings: Settings) -> int:

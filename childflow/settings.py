@@ -33,6 +33,10 @@ class Settings(NamedTuple):
     summary: bool = False
     summary_format: str = "text"
 
+    def controls(self) -> list[str]:
+        """The rules that are in force, as they would be given on the command line."""
+        return [f"dns={self.dns}"] if self.dns is not None else []
+
 
 class Addresses(NamedTuple):
     """The two ends of the TAP: packed addresses (4, 16 and 6 bytes) and prefix lengths in bits."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from childflow.netstack.events import Ended
     from childflow.policy.verdict import Verdict
     from childflow.record.log_file import LogFile
-    from childflow.record.recorder import OpenFlow
+    from childflow.record.tally import OpenFlow
 
 
 class Lines:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from childflow.netstack.events import Connected, Ended, Question
 from childflow.policy.verdict import ICMP4, TCP, Verdict, address_text
-from childflow.record.flowlog import NullRecorder
-from childflow.record.tally import MAX_ADDRESSES, Tally, TargetRow
+from childflow.record.null import NullRecorder
+from childflow.record.tally import MAX_ADDRESSES, OpenFlow, Tally
 from childflow.services import dns
 from childflow.settings import ADDRESSES, DNS_PORT, Settings
 
@@ -30,21 +30,6 @@ FLUSH_S = 0.2
 NAMED_ADDRESSES = 4096
 NAMES_PER_ADDRESS = 8
 OPEN_FLOWS = 131072  # twice the flow table
-
-
-class OpenFlow:
-    """What later lines about a flow need of its first."""
-
-    __slots__ = ("address", "names", "protocol", "rule", "target")
-
-    def __init__(
-        self, protocol: str, address: tuple[str, str, int], names: list[str], rule: str | None, target: TargetRow
-    ) -> None:
-        self.protocol = protocol
-        self.address = address  # remote_addr, remote_ip, remote_port
-        self.names = names
-        self.rule = rule
-        self.target = target
 
 
 class Recorder(NullRecorder):
@@ -64,6 +49,10 @@ class Recorder(NullRecorder):
         self._names: dict[bytes, dict[str, None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def duration_ms(self) -> int:
+        """From the start until now."""
+        return int((time.monotonic() - self.started_at) * 1000)
 
     # Life.
 

@@ -9,7 +9,6 @@ Not here: counting (`tally.py`), the JSON's shape (`summary_form.py`).
 from __future__ import annotations
 
 import shlex
-import time
 from typing import TYPE_CHECKING
 
 from childflow.record.recorder import Recorder
@@ -18,7 +17,7 @@ from childflow.record.tally import OTHERS
 if TYPE_CHECKING:
     from collections import Counter
 
-    from childflow.record.flowlog import NullRecorder
+    from childflow.record.null import NullRecorder
     from childflow.record.tally import Tally, TargetRow
     from childflow.settings import Settings
 
@@ -38,16 +37,6 @@ def render(settings: Settings, recorder: NullRecorder, status: int) -> str:
 
         return encode(settings, recorder, status)
     return _text(settings, recorder, status)
-
-
-def sandbox_controls(settings: Settings) -> list[str]:
-    """The rules that were in force, as they would be given on the command line."""
-    return [f"dns={settings.dns}"] if settings.dns is not None else []
-
-
-def duration_ms(recorder: Recorder) -> int:
-    """From the recorder's start until now."""
-    return int((time.monotonic() - recorder.started_at) * 1000)
 
 
 # Text.
@@ -146,7 +135,7 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 
 def _seconds(recorder: Recorder) -> str:
-    return f"{duration_ms(recorder) / 1000:.1f} s"
+    return f"{recorder.duration_ms() / 1000:.1f} s"
 
 
 def size_text(size: int) -> str:

@@ -14,7 +14,6 @@ import msgspec
 
 from childflow.record.events import EVENT_NAMES
 from childflow.record.recorder import Recorder
-from childflow.record.summary import duration_ms, sandbox_controls
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -134,11 +133,11 @@ def summary(settings: Settings, recorder: Recorder, status: int) -> Summary:
         backend=settings.backend,
         command=shlex.join(settings.command),
         exit_code=status,
-        sandbox_controls=sandbox_controls(settings),
+        sandbox_controls=settings.controls(),
         capture=Capture(),
         flow_log=_flow_log(settings, recorder, tally),
         traffic=Traffic(
-            bytes_up=tally.bytes_up, bytes_down=tally.bytes_down, flows=tally.flows, duration_ms=duration_ms(recorder)
+            bytes_up=tally.bytes_up, bytes_down=tally.bytes_down, flows=tally.flows, duration_ms=recorder.duration_ms()
         ),
     )
 

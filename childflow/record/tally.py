@@ -42,6 +42,21 @@ class TargetRow:
         self.names: dict[str, None] = {}
 
 
+class OpenFlow:
+    """What later lines about a flow need of its first."""
+
+    __slots__ = ("address", "names", "protocol", "rule", "target")
+
+    def __init__(
+        self, protocol: str, address: tuple[str, str, int], names: list[str], rule: str | None, target: TargetRow
+    ) -> None:
+        self.protocol = protocol
+        self.address = address  # remote_addr, remote_ip, remote_port
+        self.names = names
+        self.rule = rule
+        self.target = target
+
+
 class Tally:
     """Everything that is counted over a run."""
 

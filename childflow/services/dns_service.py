@@ -21,7 +21,7 @@ from childflow.services.watch import Watch
 
 if TYPE_CHECKING:
     from childflow.netstack.stack import Stack
-    from childflow.record.flowlog import NullRecorder
+    from childflow.record.null import NullRecorder
 
 
 class DnsService:

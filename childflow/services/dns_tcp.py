@@ -20,7 +20,7 @@ from childflow.services import dns
 from childflow.services.resolvers import Resolver, Resolvers
 
 if TYPE_CHECKING:
-    from childflow.record.flowlog import NullRecorder
+    from childflow.record.null import NullRecorder
 
 MAX_SESSIONS = 64
 PIPELINE = 32

@@ -27,7 +27,7 @@ from childflow.services.watch import Watch
 
 if TYPE_CHECKING:
     from childflow.netstack.stack import Stack
-    from childflow.record.flowlog import NullRecorder
+    from childflow.record.null import NullRecorder
 
 MAX_OPEN = 4096
 GIVE_UP_S = 4.5

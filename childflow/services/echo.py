@@ -32,7 +32,7 @@ from childflow.settings import Addresses
 
 if TYPE_CHECKING:
     from childflow.netstack.stack import Stack
-    from childflow.record.flowlog import NullRecorder
+    from childflow.record.null import NullRecorder
 
 MAX_SESSIONS = 256
 IDLE_S = 60.0

@@ -23,7 +23,7 @@ from childflow.settings import ADDRESSES, Addresses, Settings
 
 if TYPE_CHECKING:
     from childflow.netstack.stack import Stack
-    from childflow.record.flowlog import NullRecorder
+    from childflow.record.null import NullRecorder
     from childflow.services.dns_service import DnsService
     from childflow.services.echo import Echo
     from childflow.services.fragments import Reassembler

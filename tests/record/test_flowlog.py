@@ -19,7 +19,8 @@ from childflow.netstack.events import Connected, End, Ended, Question
 from childflow.policy.verdict import ALLOWED, Ask, judge
 from childflow.record import log_file
 from childflow.record.events import AnyEvent
-from childflow.record.flowlog import NullRecorder, make_recorder
+from childflow.record.flowlog import make_recorder
+from childflow.record.null import NullRecorder
 from childflow.record.recorder import NAMED_ADDRESSES, NAMES_PER_ADDRESS, Recorder
 from childflow.services import dns
 from childflow.settings import Settings
