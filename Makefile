@@ -6,6 +6,7 @@
 #   make run [CMD="..."]   set everything up; run `npm ci` (or CMD) under childflow in examples/npm-project
 #   make test [PYTEST=..]  set everything up, system packages included; lint; all tests. PYTEST: options, as -k dns
 #   make lint              ruff, mypy --strict, warnings of the C compiler
+#   make asan              the scripted conversations with the C stack, under AddressSanitizer and UBSan
 #   make bench             all benchmarks: bench-bulk (one TCP stream), bench-start (the cost of a run), bench-npm
 #   make clean             remove what was built
 
@@ -19,7 +20,7 @@ C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard 
 BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint bench bench-bulk bench-start bench-npm test-wheels npm-mirror clean
+.PHONY: run test lint asan bench bench-bulk bench-start bench-npm test-wheels npm-mirror clean
 
 run: $(STAMPS)/build
 	@BIN="$(CURDIR)/$(BIN)" sh examples/run.sh $(CMD)
@@ -39,6 +40,9 @@ test-wheels: $(STAMPS)/test
 
 npm-mirror: $(STAMPS)/test-system $(STAMPS)/test
 	@$(BIN)/python -m tests.lab.npm_mirror fill
+
+asan: $(STAMPS)/test-system $(STAMPS)/test $(STAMPS)/build
+	$(BIN)/python tests/netstack/asan.py -q tests/netstack
 
 bench: bench-start bench-bulk bench-npm
 
