@@ -56,22 +56,21 @@ bench-npm: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels npm-
 
 $(STAMPS)/venv:
 	@tests/system_packages.sh build
-	@$(BIN)/python -c "" 2>/dev/null || { rm -rf .venv; $(PYTHON) -m venv .venv; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	@mkdir -p $(STAMPS)
 	@touch $@
 
 $(STAMPS)/tools: pyproject.toml | $(STAMPS)/venv
-	@$(BIN)/pip install -q --disable-pip-version-check "setuptools>=65" wheel "cffi>=1.16"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "setuptools>=65" wheel "cffi>=1.16"
 	@touch $@
 
 $(STAMPS)/build: $(BUILD_SOURCES) $(STAMPS)/tools
 	@echo "building childflow"
-	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e .
 	@touch $@
 
 $(STAMPS)/test: pyproject.toml $(STAMPS)/tools | $(STAMPS)/build
-	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
 	@touch $@
 
 $(STAMPS)/test-system: tests/system_packages.sh | $(STAMPS)/venv

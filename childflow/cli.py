@@ -38,12 +38,12 @@ GROUPS = {
     ),
     "what happened": (
         Option(("--summary",), "summary", "", "say on stderr, after the run, what was reached"),
-        Option(("--summary-format",), "summary_format", "FORMAT", "text (default) or json"),
+        Option(("--summary-format",), "summary_format", "FORMAT", "text (default) or json; implies --summary"),
         Option(("--flow-log",), "flow_log", "FILE", "write a JSON line for each event; - is stdout, fd:N a descriptor"),
     ),
     "isolation": (
         Option(("--backend",), "backend", "NAME", "how the command is contained: rootless-internal (default)"),
-        Option(("--root",), "root", "", "short for --backend rootful (not built yet)"),
+        Option(("--root",), "root", "", "short for --backend rootful (not in this version)"),
         Option(("--map-root",), "map_root", "", "let the command see itself as uid 0"),
         Option(("--strict",), "strict", "", "refuse to run where a part of the isolation is not to be had"),
         Option(("--keep-fd",), "keep_fds", "N", "leave descriptor N open for the command (may be repeated)"),
@@ -78,10 +78,28 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as error:
-        say(f"internal error ({type(error).__name__}: {error}); please report it with what CHILDFLOW_DEBUG=1 shows")
+        bug = f"internal error ({type(error).__name__}: {error}); please report it with what CHILDFLOW_DEBUG=1 shows"
+        say(_shortage(error) or bug)
         if _debug():
             raise
         return EXIT_FAILED
+
+
+def _shortage(error: Exception) -> str | None:
+    """What the user can change about an error that is neither the command line's nor a bug."""
+    import errno
+
+    if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("childflow."):
+        return f"this checkout is not built ({error.name} is missing); run `make run`, or install it with pip"
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "too many open files; raise the limit (`ulimit -n 1024`), or close what is open"
+    if error.errno == errno.EAGAIN:
+        return "no process can be started; raise the limit (`ulimit -u`), or end some"
+    if error.errno == errno.ENOMEM:
+        return "not enough memory; end some programs"
+    return None
 
 
 def _interrupted() -> int:

@@ -36,6 +36,8 @@ class Facts(NamedTuple):
     userns_clone: str
     apparmor_restricts: bool
     program: str
+    max_mnt_namespaces: str = ""
+    max_pid_namespaces: str = ""
 
 
 def explain(error: StartError) -> StartError:
@@ -52,11 +54,16 @@ def diagnose(facts: Facts) -> str | None:
         return None
     if facts.refused == "user namespace" and facts.number in (errno.ENOSPC, errno.EUSERS):
         return _quota("user.max_user_namespaces", facts.max_user_namespaces)
-    if facts.refused == "network namespace" and facts.number == errno.ENOSPC:
-        return _quota("user.max_net_namespaces", facts.max_net_namespaces)
+    quotas = {
+        "network namespace": ("user.max_net_namespaces", facts.max_net_namespaces),
+        "mount namespace": ("user.max_mnt_namespaces", facts.max_mnt_namespaces),
+        "PID namespace": ("user.max_pid_namespaces", facts.max_pid_namespaces),
+    }
+    if facts.refused in quotas and facts.number == errno.ENOSPC:
+        return _quota(*quotas[facts.refused])
     if facts.refused == "user namespace" and facts.userns_clone == "0":
         return _sysctl("kernel.unprivileged_userns_clone", "1", "user namespaces are closed to ordinary users")
-    if facts.refused == "tun device":
+    if facts.refused == "tun device" or (facts.refused == "TAP interface" and facts.number == errno.ENOTTY):
         return _tun(facts)
     if facts.container:
         return f"the container's profile refuses the {facts.refused}; start it with `docker run {DOCKER_OPTIONS} ...`"
@@ -83,6 +90,8 @@ def _sysctl(name: str, value: str, reason: str) -> str:
 def _tun(facts: Facts) -> str:
     if facts.container:
         return f"the container has no usable {TUN}; start it with `docker run {DOCKER_OPTIONS} ...`"
+    if facts.number == errno.ENOTTY:
+        return f"{TUN} is not the tun device: as root run `rm {TUN}; mknod -m 0666 {TUN} c 10 200`"
     if facts.number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return f"{TUN} is missing or has no driver: as root run `modprobe tun`"
     rule = """printf 'KERNEL=="tun", MODE="0666"\\n' > /etc/udev/rules.d/60-tun.rules"""
@@ -117,6 +126,8 @@ def gather() -> Facts:
         userns_clone=_read("/proc/sys/kernel/unprivileged_userns_clone").strip(),
         apparmor_restricts=_read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1",
         program=installed_program(),
+        max_mnt_namespaces=_read("/proc/sys/user/max_mnt_namespaces").strip(),
+        max_pid_namespaces=_read("/proc/sys/user/max_pid_namespaces").strip(),
     )
 
 
@@ -175,6 +186,7 @@ def _first_refusal() -> tuple[int, str]:
         ("network namespace", lambda: kernel.unshare(kernel.CLONE_NEWNET)),
         ("tun device", lambda: os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))),
         ("TAP interface", link.open_tap),
+        ("PID namespace", lambda: kernel.unshare(kernel.CLONE_NEWPID)),
         ("mount namespace", lambda: kernel.unshare(kernel.CLONE_NEWNS)),
         ("mount", mounts.make_private),
     )

@@ -21,6 +21,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <poll.h>
 #include <signal.h>
@@ -234,23 +235,52 @@ static void restore_signals(const struct run *run)
 	sigprocmask(SIG_SETMASK, &run->command_mask, NULL);
 }
 
-/* Is there a file of this name where execvp would look? */
-static bool is_there(const char *name)
+/* The first file of this name where execvp would look, that may be accessed as @mode says; false when there is none. */
+static bool find(const char *name, int mode, char found[PATH_MAX])
 {
 	const char *path = getenv("PATH");
-	char candidate[4096];
 
-	if (strchr(name, '/') || !path)
-		return access(name, F_OK) == 0;
+	if (strchr(name, '/') || !path) {
+		snprintf(found, PATH_MAX, "%s", name);
+		return access(found, mode) == 0;
+	}
 	for (const char *part = path; part; part = strchr(part, ':')) {
 		part += *part == ':';
 		int length = (int)strcspn(part, ":");
 
-		snprintf(candidate, sizeof(candidate), "%.*s/%s", length, length ? part : ".", name);
-		if (access(candidate, F_OK) == 0)
+		snprintf(found, PATH_MAX, "%.*s/%s", length, length ? part : ".", name);
+		if (access(found, mode) == 0)
 			return true;
 	}
 	return false;
+}
+
+/* execvp gives what the kernel does not know to sh, as a script without a first line wants. A program for another machine
+ * does not want it, so a binary goes to the kernel alone. */
+static bool is_elf_program(const char *name)
+{
+	char path[PATH_MAX], magic[4] = "";
+	int fd;
+
+	if (!find(name, X_OK, path))
+		return false;
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	if (read(fd, magic, sizeof(magic)) != sizeof(magic) || memcmp(magic, "\177ELF", sizeof(magic)) != 0) {
+		close(fd);
+		return false;
+	}
+	close(fd);
+	return true;
+}
+
+static void execve_only(char **command)
+{
+	char path[PATH_MAX];
+
+	if (find(command[0], X_OK, path))
+		execv(path, command);
 }
 
 static _Noreturn void say_why_not(const char *name, int error)
@@ -258,14 +288,19 @@ static _Noreturn void say_why_not(const char *name, int error)
 	struct stat status;
 	bool searched = !strchr(name, '/');
 	/* A folder of PATH that may not be entered makes execvp say EACCES of a command that is nowhere. */
-	bool found = is_there(name) || (error != ENOENT && !(searched && error == EACCES));
+	char path[PATH_MAX];
+	bool found = find(name, F_OK, path) || (error != ENOENT && !(searched && error == EACCES));
 
-	if (!found)
+	bool directory = !searched || strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+
+	if (!found && strchr(name, '='))
+		dprintf(2, "childflow: %s: command not found; to set a variable write: env %s COMMAND\n", name, name);
+	else if (!found)
 		dprintf(2, "childflow: %s: command not found; check its spelling%s\n", name,
 			searched ? " and PATH" : "");
 	else if (error == ENOENT)
 		dprintf(2, "childflow: %s: the interpreter that the file names is missing; install it or correct the file's first line\n", name);
-	else if (error == EACCES && !searched && stat(name, &status) == 0 && S_ISDIR(status.st_mode))
+	else if (error == EACCES && directory && stat(name, &status) == 0 && S_ISDIR(status.st_mode))
 		dprintf(2, "childflow: %s: is a directory; name a program in it\n", name);
 	else if (error == EACCES)
 		dprintf(2, "childflow: %s: permission denied; make the file executable (chmod +x) and its folders accessible\n", name);
@@ -279,7 +314,10 @@ static _Noreturn void become_command(const struct run *run, pid_t init)
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) || getppid() != init)
 		_exit(EXIT_FAILED);
 	restore_signals(run);
-	execvp(run->command[0], run->command);
+	if (is_elf_program(run->command[0]))
+		execve_only(run->command);
+	else
+		execvp(run->command[0], run->command);
 	say_why_not(run->command[0], errno);
 }
 

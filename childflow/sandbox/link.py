@@ -280,9 +280,18 @@ def _family_steps(
 
 def open_ping_sockets(gid: int) -> bool:
     """Let group `gid` (inside) use unprivileged ICMP sockets; False where /proc/sys is closed to us."""
+    return _write_sysctl("ping_group_range", f"{gid} {gid}")
+
+
+def open_low_ports() -> bool:
+    """Let the command listen on ports below 1024 of its own network: nobody else is there to be impersonated."""
+    return _write_sysctl("ip_unprivileged_port_start", "0")
+
+
+def _write_sysctl(name: str, value: str) -> bool:
     try:
-        with open("/proc/sys/net/ipv4/ping_group_range", "w", encoding="ascii") as limits:
-            limits.write(f"{gid} {gid}\n")
+        with open(f"/proc/sys/net/ipv4/{name}", "w", encoding="ascii") as file:
+            file.write(f"{value}\n")
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EINVAL):
             return False

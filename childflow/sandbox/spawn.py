@@ -46,6 +46,11 @@ NO_FRESH_SYS = (
     "in Docker add `--security-opt systempaths=unconfined`"
 )
 
+_ROOT_INSIDE = (
+    "where this is another sandbox already, its root can't be mapped once more: start the inner childflow as an "
+    "ordinary user, or leave it out"
+)
+
 _MESSAGE = struct.Struct("=ii56s")  # init.c's struct message
 INIT_PATIENCE_S = 2.0  # for a kernel under load to end a whole PID namespace
 
@@ -208,7 +213,7 @@ class _Attempt:
             idmap.write_ranges(self._c_pid)
         except OSError as error:
             detail = _failure("map root's ids", error.errno or 0)
-            raise StartError("child_bootstrap", "user_namespace_mapping_failed", detail) from None
+            raise StartError("child_bootstrap", "user_namespace_mapping_failed", detail, _ROOT_INSIDE) from None
         fdpass.send(self._setup, "mapped")
 
     def collect(self) -> bool:
@@ -413,6 +418,7 @@ class _Child:
 
     def _configure_links(self) -> None:
         link.configure(self._plan, ADDRESSES)
+        link.open_low_ports()
         if not link.open_ping_sockets(0 if self._settings.map_root else self._gid):
             self._tell("note", "ping will not work: net.ipv4.ping_group_range can't be written here")
 
