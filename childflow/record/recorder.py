@@ -86,6 +86,7 @@ class Recorder(NullRecorder):
         """A flow was let out."""
         flow = self._open_flow(question, verdict.rule)
         flow.target.attempts += 1
+        flow.host.attempts += 1
         self.tally.flows += 1
         self.tally.events["connect_attempt"] += 1
         if self._lines is not None:
@@ -123,6 +124,10 @@ class Recorder(NullRecorder):
         row.ends += 1
         row.bytes_up += event.bytes_up
         row.bytes_down += event.bytes_down
+        flow.host.bytes_up += event.bytes_up
+        flow.host.bytes_down += event.bytes_down
+        if flow.protocol == "udp" and event.bytes_down > 0:
+            flow.host.reached += 1
         self.tally.bytes_up += event.bytes_up
         self.tally.bytes_down += event.bytes_down
         self.tally.events["flow_end"] += 1
@@ -140,7 +145,8 @@ class Recorder(NullRecorder):
             if len(target.names) < NAMES_PER_ADDRESS:
                 target.names[name] = None
         protocol = "tcp" if question.protocol == TCP else "udp"
-        flow = OpenFlow(protocol, (text, ip, port), names, rule, target)
+        host = self.tally.host(f"{names[-1]}:{port}" if names else text, (len(question.remote), question.remote, port))
+        flow = OpenFlow(protocol, (text, ip, port), names, rule, target, host)
         if len(self._flows) >= OPEN_FLOWS:
             del self._flows[next(iter(self._flows))]
         self._flows[question.flow] = flow
@@ -149,8 +155,11 @@ class Recorder(NullRecorder):
     def _result(self, flow_id: int, flow: OpenFlow, error: str | None, duration_ms: int) -> None:
         if error is None:
             flow.target.oks += 1
+            flow.host.reached += 1
         else:
             flow.target.errors += 1
+            flow.host.errors += 1
+            self.tally.fail(flow.host.label, error)
             self.tally.connect_errors[error] += 1
         self.tally.events["connect_result"] += 1
         if self._lines is not None:
@@ -212,7 +221,8 @@ class Recorder(NullRecorder):
             if len(self._names) >= NAMED_ADDRESSES:
                 del self._names[next(iter(self._names))]
         self._names[address] = names  # last: it was confirmed just now
-        if name not in names and len(names) >= NAMES_PER_ADDRESS:
+        names.pop(name, None)  # the most recent name is the last
+        if len(names) >= NAMES_PER_ADDRESS:
             del names[next(iter(names))]
         names[name] = None
 

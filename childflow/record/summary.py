@@ -12,16 +12,17 @@ import shlex
 from typing import TYPE_CHECKING
 
 from childflow.record.recorder import Recorder
-from childflow.record.tally import OTHERS
 
 if TYPE_CHECKING:
     from collections import Counter
 
     from childflow.record.null import NullRecorder
-    from childflow.record.tally import Tally, TargetRow
+    from childflow.record.tally import Tally
     from childflow.settings import Settings
 
 ROWS = 15  # of the table of what was reached
+FAILURES = 8  # lines, each a destination and its error
+LISTED = 5  # items of a list on one line
 _MAX_LABEL = 60
 
 
@@ -54,7 +55,8 @@ def _text(settings: Settings, recorder: Recorder, status: int) -> str:
     rest = [
         *_unreached(tally),
         *_reasons("refused by policy", tally.violations),
-        *_reasons("connects that failed", tally.connect_errors),
+        *_no_answer(tally),
+        *_failures(tally),
     ]
     if settings.flow_log is not None:
         rest.append(f"  flow log: {settings.flow_log}")
@@ -62,52 +64,62 @@ def _text(settings: Settings, recorder: Recorder, status: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Reached:
-    """One row of the table: what goes by one name and port."""
-
-    def __init__(self) -> None:
-        self.flows = 0
-        self.up = 0
-        self.down = 0
-        self.names: dict[str, None] = {}
-
-    def add(self, row: TargetRow) -> None:
-        self.flows += row.attempts - row.errors
-        self.up += row.bytes_up
-        self.down += row.bytes_down
-        self.names.update(row.names)
-
-
 def _reached(tally: Tally) -> list[str]:
-    groups: dict[str, _Reached] = {}
-    for row in tally.targets.values():
-        if row.attempts > row.errors:
-            groups.setdefault(_label(row), _Reached()).add(row)
-    if not groups:
+    rows = [row for row in tally.hosts.values() if row.reached]
+    if not rows:
         return []
-    ranked = sorted(groups.items(), key=lambda item: (-item[1].up - item[1].down, -item[1].flows, item[0]))
-    width = max(len("reached"), *(len(label) for label, _ in ranked[:ROWS]))
-    lines = ["", f"  {'reached':<{width}} {'flows':>7} {'up':>10} {'down':>10} {'queries':>8}"]
-    for label, group in ranked[:ROWS]:
-        queries = sum(tally.names[name].queries for name in group.names if name in tally.names)
+    rows.sort(key=lambda row: (-row.bytes_up - row.bytes_down, -row.reached, row.order, row.label))
+    labels = [_shortened(row.label, _MAX_LABEL) for row in rows[:ROWS]]
+    width = max(len("reached"), *map(len, labels))
+    lines = ["", f"  {'reached':<{width}} {'flows':>7} {'up':>10} {'down':>10}"]
+    for label, row in zip(labels, rows, strict=False):
         lines.append(
-            f"  {label:<{width}} {group.flows:>7} {size_text(group.up):>10} {size_text(group.down):>10}"
-            f" {queries or '':>8}".rstrip()
+            f"  {label:<{width}} {row.reached:>7} {size_text(row.bytes_up):>10} {size_text(row.bytes_down):>10}"
         )
-    if len(ranked) > ROWS:
-        lines.append(f"  and {len(ranked) - ROWS} more")
+    if len(rows) > ROWS:
+        lines.append(f"  and {len(rows) - ROWS} more; all of them: --flow-log FILE")
     return lines
+
+
+def _no_answer(tally: Tally) -> list[str]:
+    """Where a connect or datagram went and nothing came back, not even an error."""
+    silent = [(row.attempts - row.reached - row.errors, row) for row in tally.hosts.values()]
+    silent = sorted(
+        ((count, row) for count, row in silent if count > 0), key=lambda item: (-item[0], item[1].order, item[1].label)
+    )
+    return _listed("no answer", [f"{_shortened(row.label, _MAX_LABEL)} ({count})" for count, row in silent])
+
+
+def _failures(tally: Tally) -> list[str]:
+    """Destinations that refused or could not be connected to, each with the reason."""
+    if not tally.failed:
+        return []
+    ranked = sorted(tally.failed.items(), key=lambda item: (-item[1], _order(tally, item[0][0]), item[0]))
+    rows = [(_shortened(label, _MAX_LABEL), reason.partition(" (E")[0], count) for (label, reason), count in ranked]
+    width = max(len(label) for label, _, _ in rows[:FAILURES])
+    lines = [f"    {label:<{width}}  {reason} ({count})" for label, reason, count in rows[:FAILURES]]
+    more = [f"    and {len(rows) - FAILURES} more"] if len(rows) > FAILURES else []
+    return ["  connects that failed:", *lines, *more]
+
+
+def _order(tally: Tally, label: str) -> tuple[int, bytes, int]:
+    row = tally.hosts.get(label)
+    return row.order if row is not None else (0, b"", 0)
+
+
+def _listed(title: str, items: list[str]) -> list[str]:
+    """One line with the first few of `items`; none where there are none."""
+    if not items:
+        return []
+    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return [f"  {title}: {', '.join(items[:LISTED])}{more}"]
 
 
 def _unreached(tally: Tally) -> list[str]:
     """Names that were looked up and, by that answer, never connected to."""
     led_somewhere = {name for row in tally.targets.values() for name in row.names}
     idle = [name for name in tally.names if name not in led_somewhere]
-    if not idle:
-        return []
-    shown = ", ".join(_shortened(name, _MAX_LABEL) for name in idle[:5])
-    more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
-    return [f"  only looked up: {shown}{more}"]
+    return _listed("only looked up", [_shortened(name, _MAX_LABEL) for name in idle])
 
 
 def _reasons(title: str, counts: Counter[str]) -> list[str]:
@@ -115,13 +127,6 @@ def _reasons(title: str, counts: Counter[str]) -> list[str]:
         return []
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [f"  {title}: " + ", ".join(f"{count} x {reason}" for reason, count in ranked[:5])]
-
-
-def _label(row: TargetRow) -> str:
-    """`name:port` where DNS told a name, else the address and port; the last name that led there counts."""
-    if not row.names or row.target == OTHERS:
-        return row.target
-    return f"{_shortened(next(reversed(row.names)), _MAX_LABEL)}:{row.target.rpartition(':')[2]}"
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -42,19 +42,45 @@ class TargetRow:
         self.names: dict[str, None] = {}
 
 
+class HostRow:
+    """What is known about one `name:port`, the name being the latest that led to the address when the flow began.
+
+    Without a name it is the address. `reached` flows were connected (TCP) or answered (UDP), `errors` were refused;
+    what is neither got no answer. `order` sorts by address, then port.
+    """
+
+    __slots__ = ("attempts", "bytes_down", "bytes_up", "errors", "label", "order", "reached")
+
+    def __init__(self, label: str, order: tuple[int, bytes, int]) -> None:
+        self.label = label
+        self.order = order
+        self.attempts = 0
+        self.reached = 0
+        self.errors = 0
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+
 class OpenFlow:
     """What later lines about a flow need of its first."""
 
-    __slots__ = ("address", "names", "protocol", "rule", "target")
+    __slots__ = ("address", "host", "names", "protocol", "rule", "target")
 
     def __init__(
-        self, protocol: str, address: tuple[str, str, int], names: list[str], rule: str | None, target: TargetRow
+        self,
+        protocol: str,
+        address: tuple[str, str, int],
+        names: list[str],
+        rule: str | None,
+        target: TargetRow,
+        host: HostRow,
     ) -> None:
         self.protocol = protocol
         self.address = address  # remote_addr, remote_ip, remote_port
         self.names = names
         self.rule = rule
         self.target = target
+        self.host = host
 
 
 class Tally:
@@ -64,6 +90,8 @@ class Tally:
         self.events: Counter[str] = Counter()
         self.names: dict[str, NameRow] = {}
         self.targets: dict[str, TargetRow] = {}
+        self.hosts: dict[str, HostRow] = {}
+        self.failed: Counter[tuple[str, str]] = Counter()  # by label of the destination and reason
         self.violations: Counter[str] = Counter()
         self.controls: Counter[str] = Counter()
         self.domains: Counter[str] = Counter()
@@ -91,3 +119,18 @@ class Tally:
                 target, ip = OTHERS, ""
             row = self.targets.setdefault(target, TargetRow(target, ip))
         return row
+
+    def host(self, label: str, order: tuple[int, bytes, int]) -> HostRow:
+        """The row of `label` (`name:port` or `ip:port`), made if need be."""
+        row = self.hosts.get(label)
+        if row is None:
+            if len(self.hosts) >= MAX_ROWS:
+                label = OTHERS
+            row = self.hosts.setdefault(label, HostRow(label, order))
+        return row
+
+    def fail(self, label: str, reason: str) -> None:
+        """`label` could not be reached, for `reason`."""
+        if (label, reason) not in self.failed and len(self.failed) >= MAX_ROWS:
+            label = OTHERS
+        self.failed[label, reason] += 1

@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from childflow.netstack.events import End, Ended, Question
+from childflow.netstack.events import Connected, End, Ended, Question
 from childflow.policy.verdict import ALLOWED
 from childflow.record import schema, summary, tally
 from childflow.record.flowlog import make_recorder
 from childflow.record.recorder import Recorder
 from childflow.record.summary_form import Summary
 from childflow.settings import Settings
-from tests.record.test_flowlog import TCP, asked, tell_everything
-from tests.services.play import answer_to
+from tests.record.test_flowlog import TCP, UDP, asked, tell_everything
+from tests.services.play import FAR4, answer_to
 
 DOCS = Path(__file__).parents[2] / "docs" / "schema"
 
@@ -36,11 +36,13 @@ def test_text_says_where_it_went_and_what_failed() -> None:
     assert lines[0].startswith("childflow: npm ci 'a b': exit status 3, ")
     assert lines[1] == "  4 flows, 105 B up, 2.0 KiB down; 2 DNS queries for 1 name"
     table = [line.split() for line in lines]
-    assert ["reached", "flows", "up", "down", "queries"] in table
-    assert ["www.example.test:443", "1", "100", "B", "2.0", "KiB", "2"] in table
+    assert ["reached", "flows", "up", "down"] in table
+    assert ["www.example.test:443", "1", "100", "B", "2.0", "KiB"] in table
     assert ["[2001:db8::7]:443", "1", "5", "B", "6", "B"] in table
     assert "  refused by policy: 3 x martian" in lines
-    assert any(line.startswith("  connects that failed: 1 x Connection refused (ECONNREFUSED)") for line in lines)
+    failed = lines.index("  connects that failed:")
+    assert lines[failed + 1] == "    192.0.0.1:80      the gateway answers only DNS and ping (1)"
+    assert lines[failed + 2] == "    [2001:db8::7]:80  Connection refused (1)"
     assert text.endswith("\n")
 
 
@@ -68,9 +70,70 @@ def test_text_is_short_however_much_was_reached() -> None:
     settings, recorder = told()
     for number in range(200):
         recorder.allowed(Question(100 + number, TCP, 1, number.to_bytes(4, "big"), 80), ALLOWED)
+        recorder.connected(Connected(100 + number, 0, 1))
+        recorder.allowed(Question(500 + number, TCP, 1, number.to_bytes(4, "big"), 81), ALLOWED)
+        recorder.connected(Connected(500 + number, 111, 1))
+        recorder.allowed(Question(900 + number, TCP, 1, number.to_bytes(4, "big"), 82), ALLOWED)
     text = summary.render(settings, recorder, 0)
-    assert len(text.splitlines()) < 30
-    assert "  and 187 more" in text
+    assert len(text.splitlines()) < 40
+    assert "  and 187 more; all of them: --flow-log FILE" in text
+    assert "    and 194 more" in text
+    assert "no answer: 0.0.0.0:82 (1), 0.0.0.1:82 (1)" in text
+    assert text.index("  0.0.0.2:80 ") < text.index("  0.0.0.10:80 ")
+
+
+def resolved(recorder: Recorder, name: str, address: bytes = FAR4) -> None:
+    read, message = asked(name)
+    recorder.dns_query("udp", "127.0.0.1:53", read)
+    recorder.dns_answer("udp", "127.0.0.1:53", read, answer_to(message, address), "relayed", 0)
+
+
+def flow(recorder: Recorder, number: int, protocol: int = TCP, port: int = 443, errno: int = 0, down: int = 0) -> None:
+    """A flow to FAR4 from start to end."""
+    recorder.allowed(Question(number, protocol, 1, FAR4, port), ALLOWED)
+    if protocol == TCP:
+        recorder.connected(Connected(number, errno, 1))
+    recorder.ended(Ended(number, End.FIN, 10, down, 1))
+
+
+def fresh() -> tuple[Settings, Recorder]:
+    settings = Settings(command=("true",), summary=True)
+    recorder = make_recorder(settings)
+    assert isinstance(recorder, Recorder)
+    return settings, recorder
+
+
+def table(text: str) -> dict[str, str]:
+    """Flows by label."""
+    return {line.split()[0]: line.split()[1] for line in text.splitlines()[1:] if len(line.split()) > 1}
+
+
+def test_names_that_share_an_address_have_rows_of_their_own() -> None:
+    settings, recorder = fresh()
+    for number, name in enumerate(("pypi.test", "files.test", "pypi.test")):
+        resolved(recorder, name)
+        flow(recorder, number)
+    rows = table(summary.render(settings, recorder, 0))
+    assert (rows["pypi.test:443"], rows["files.test:443"]) == ("2", "1")
+    (target,) = recorder.tally.targets.values()
+    assert (target.target, target.attempts) == ("198.51.100.7:443", 3)
+
+
+def test_what_did_not_answer_was_not_reached() -> None:
+    settings, recorder = fresh()
+    recorder.allowed(Question(1, TCP, 1, FAR4, 80), ALLOWED)  # still connecting when the command ended
+    flow(recorder, 2, UDP, 123)
+    flow(recorder, 3, UDP, 53, down=20)
+    text = summary.render(settings, recorder, 0)
+    assert "  no answer: 198.51.100.7:80 (1), 198.51.100.7:123 (1)\n" in text
+    assert table(text)["198.51.100.7:53"] == "1"
+
+
+def test_failures_name_their_destination() -> None:
+    settings, recorder = fresh()
+    for number in range(3):
+        flow(recorder, number, port=80, errno=111)
+    assert "    198.51.100.7:80  Connection refused (3)\n" in summary.render(settings, recorder, 0)
 
 
 def test_json_fits_its_schema_and_counts() -> None:
