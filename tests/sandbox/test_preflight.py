@@ -108,6 +108,15 @@ def test_missing_tun_in_a_container(seat: Seat) -> None:
             FINE._replace(refused="network namespace", number=errno.ENOSPC, max_net_namespaces="0"),
             "max_net_namespaces=15",
         ),
+        (
+            FINE._replace(refused="PID namespace", number=errno.ENOSPC, max_pid_namespaces="0"),
+            "sysctl -w user.max_pid_namespaces=15",
+        ),
+        (
+            FINE._replace(refused="mount namespace", number=errno.ENOSPC, max_mnt_namespaces="0"),
+            "sysctl -w user.max_mnt_namespaces=15",
+        ),
+        (FINE._replace(refused="TAP interface", number=errno.ENOTTY), "is not the tun device"),
         (FINE._replace(refused="user namespace", number=errno.EINVAL), "CONFIG_USER_NS"),
         (FINE._replace(refused="user namespace", number=errno.EPERM, seccomp=True), "without that filter"),
     ],

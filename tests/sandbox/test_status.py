@@ -98,3 +98,51 @@ def test_bytes_that_are_no_text_pass_unchanged(seat: Seat) -> None:
         seat.start([*seat.argv("sh", "-c", 'printf %s "$1" | od -An -tx1'), "x", os.fsdecode(b"\xff\xfe")])
     )
     assert done.stdout.split() == ["ff", "fe"]
+
+
+def test_program_for_another_machine_is_not_given_to_sh(seat: Seat) -> None:
+    foreign = seat.home / "foreign"
+    program = bytearray(open("/bin/true", "rb").read())
+    program[18:20] = b"\xb7\x00" if os.uname().machine != "aarch64" else b"\x3e\x00"  # e_machine
+    foreign.write_bytes(program)
+    foreign.chmod(0o755)
+    for name in (str(foreign), "./foreign"):
+        done = seat.run("sh", "-c", f"cd {seat.home} && exec {name}") if name.startswith(".") else seat.run(name)
+        assert done.returncode == 126
+        assert "Exec format error" in done.stderr
+        assert "Syntax error" not in done.stderr
+
+
+def test_script_without_first_line_is_given_to_sh(seat: Seat) -> None:
+    script = seat.home / "plain"
+    script.write_text("echo as a shell does\n")
+    script.chmod(0o755)
+    assert seat.run(str(script)).stdout == "as a shell does\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "part"),
+    [(".", 126, "is a directory"), ("FOO=bar", 127, "env FOO=bar COMMAND")],
+)
+def test_commands_that_are_none(seat: Seat, command: str, status: int, part: str) -> None:
+    done = seat.run(command)
+    assert done.returncode == status
+    assert part in done.stderr
+
+
+def test_too_many_open_files_is_no_bug(seat: Seat) -> None:
+    done = seat.wait(seat.start(["bash", "-c", f"ulimit -n 10; {seat.line('true')}"]))
+    assert done.returncode == 125
+    assert "ulimit -n" in done.stderr
+    assert "internal error" not in done.stderr
+
+
+def test_root_inside_root_is_told_why(root: Seat) -> None:
+    done = root.run("sh", "-c", root.line("true"))
+    assert done.returncode == 125
+    assert "another sandbox" in done.stderr
+
+
+def test_low_ports_of_its_own_network_are_the_commands(seat: Seat) -> None:
+    bind = "import socket; socket.create_server(('127.0.0.1', 80)); print('bound')"
+    assert seat.run("/usr/bin/python3", "-c", bind).stdout == "bound\n"
