@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from childflow.netstack.events import Connected, Ended, Question
 from childflow.policy.verdict import ICMP4, TCP, Verdict, address_text
 from childflow.record.null import NullRecorder
-from childflow.record.tally import MAX_ADDRESSES, OpenFlow, Tally
+from childflow.record.tally import MAX_ADDRESSES, OpenFlow, PingRow, Tally
 from childflow.services import dns
 from childflow.settings import ADDRESSES, DNS_PORT, Settings
 
@@ -106,6 +106,26 @@ class Recorder(NullRecorder):
         """A ping was refused."""
         if verdict.reason_code is not None:
             self._violation("icmpv4" if protocol == ICMP4 else "icmpv6", remote, None, verdict)
+
+    def ping_sent(self, remote: bytes) -> None:
+        """An echo request left the host. Pings are in the summary's text only: the log has no event for them."""
+        self._ping(remote).sent += 1
+
+    def ping_answered(self, remote: bytes) -> None:
+        """An echo reply came; one that came twice counts once."""
+        row = self._ping(remote)
+        row.answered = min(row.answered + 1, row.sent)
+
+    def ping_failed(self, remote: bytes, errno: int) -> None:
+        """The host could not send an echo request."""
+        self._ping(remote).failed[os.strerror(errno)] += 1
+
+    def _ping(self, remote: bytes) -> PingRow:
+        names = tuple(self._names.get(remote, ()))
+        ip = address_text(remote)
+        row = self.tally.ping(remote, f"{names[-1]} ({ip})" if names else ip)
+        row.names = names
+        return row
 
     def connected(self, event: Connected) -> None:
         """The connect of a TCP flow is over."""

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from collections import Counter
 
     from childflow.record.null import NullRecorder
-    from childflow.record.tally import Tally
+    from childflow.record.tally import PingRow, Tally
     from childflow.settings import Settings
 
 ROWS = 15  # of the table of what was reached
 FAILURES = 8  # lines, each a destination and its error
 LISTED = 5  # items of a list on one line
 _MAX_LABEL = 60
+_PING_LABEL = _MAX_LABEL + 42  # a name and an address
 
 
 def render(settings: Settings, recorder: NullRecorder, status: int) -> str:
@@ -53,6 +54,7 @@ def _text(settings: Settings, recorder: Recorder, status: int) -> str:
     ]
     lines += _reached(tally)
     rest = [
+        *_pings(tally),
         *_unreached(tally),
         *_reasons("refused by policy", tally.violations),
         *_no_answer(tally),
@@ -79,6 +81,17 @@ def _reached(tally: Tally) -> list[str]:
     if len(rows) > ROWS:
         lines.append(f"  and {len(rows) - ROWS} more; all of them: --flow-log FILE")
     return lines
+
+
+def _pings(tally: Tally) -> list[str]:
+    rows = sorted(tally.pings.values(), key=lambda row: (-row.answered, -row.sent, row.order))
+    lines = [f"  ping {_shortened(row.label, _PING_LABEL)}: {_ping_text(row)}" for row in rows[:LISTED]]
+    return [*lines, f"  ping: and {len(rows) - LISTED} more"] if len(rows) > LISTED else lines
+
+
+def _ping_text(row: PingRow) -> str:
+    told = [f"{row.sent} sent, {row.answered} answered"] if row.sent else []
+    return ", ".join([*told, *(f"{count} not sent: {reason}" for reason, count in sorted(row.failed.items()))])
 
 
 def _no_answer(tally: Tally) -> list[str]:
@@ -117,7 +130,7 @@ def _listed(title: str, items: list[str]) -> list[str]:
 
 def _unreached(tally: Tally) -> list[str]:
     """Names that were looked up and, by that answer, never connected to."""
-    led_somewhere = {name for row in tally.targets.values() for name in row.names}
+    led_somewhere = {name for row in (*tally.targets.values(), *tally.pings.values()) for name in row.names}
     idle = [name for name in tally.names if name not in led_somewhere]
     return _listed("only looked up", [_shortened(name, _MAX_LABEL) for name in idle])
 

@@ -61,6 +61,20 @@ class HostRow:
         self.bytes_down = 0
 
 
+class PingRow:
+    """Echo requests to one address: how many were sent and answered, and how many could not be sent, by reason."""
+
+    __slots__ = ("answered", "failed", "label", "names", "order", "sent")
+
+    def __init__(self, label: str, order: tuple[int, bytes]) -> None:
+        self.label = label
+        self.order = order
+        self.sent = 0
+        self.answered = 0
+        self.names: tuple[str, ...] = ()  # that led to the address when it was pinged last
+        self.failed: Counter[str] = Counter()
+
+
 class OpenFlow:
     """What later lines about a flow need of its first."""
 
@@ -91,6 +105,7 @@ class Tally:
         self.names: dict[str, NameRow] = {}
         self.targets: dict[str, TargetRow] = {}
         self.hosts: dict[str, HostRow] = {}
+        self.pings: dict[bytes, PingRow] = {}
         self.failed: Counter[tuple[str, str]] = Counter()  # by label of the destination and reason
         self.violations: Counter[str] = Counter()
         self.controls: Counter[str] = Counter()
@@ -127,6 +142,15 @@ class Tally:
             if len(self.hosts) >= MAX_ROWS:
                 label = OTHERS
             row = self.hosts.setdefault(label, HostRow(label, order))
+        return row
+
+    def ping(self, remote: bytes, label: str) -> PingRow:
+        """The row of pings to the address `remote`, made if need be and called `label` then."""
+        row = self.pings.get(remote)
+        if row is None:
+            if len(self.pings) >= MAX_ROWS:
+                remote, label = b"", OTHERS
+            row = self.pings.setdefault(remote, PingRow(label, (len(remote), remote)))
         return row
 
     def fail(self, label: str, reason: str) -> None:

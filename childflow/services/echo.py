@@ -194,9 +194,12 @@ class Echo:
         try:
             self._send(session, request)
         except BlockingIOError:
-            pass  # a full socket is a lost ping
+            return  # a full socket is a lost ping
         except OSError as error:
             self._unsendable(request, error)
+            return
+        if self._recorder.active:
+            self._recorder.ping_sent(request.remote)
 
     def _send(self, session: Session, request: Request) -> None:
         ttl = request.ttl if request.ttl == packets.TTL else request.ttl - 1
@@ -217,6 +220,8 @@ class Echo:
 
     def _no_socket(self, request: Request) -> None:
         self._error(request, request.family.prohibited)
+        if self._recorder.active:
+            self._recorder.ping_failed(request.remote, errno.EACCES)
         if not self._told:
             self._told = True
             self._recorder.notice(
@@ -226,6 +231,8 @@ class Echo:
 
     def _unsendable(self, request: Request, error: OSError) -> None:
         family = request.family
+        if self._recorder.active:
+            self._recorder.ping_failed(request.remote, error.errno or errno.EIO)
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             self._stack.drop("echo_limit")
         elif error.errno in (errno.EACCES, errno.EPERM):
@@ -265,6 +272,8 @@ class Echo:
             return
         session.used_at = self._clock()
         sequence = message[6] << 8 | message[7]
+        if self._recorder.active:
+            self._recorder.ping_answered(remote)
         self._reply(family, remote, child, session.ident, sequence, message[8:], _ttl_of(control))
 
     def _reply(

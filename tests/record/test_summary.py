@@ -17,7 +17,7 @@ from childflow.record.recorder import Recorder
 from childflow.record.summary_form import Summary
 from childflow.settings import Settings
 from tests.record.test_flowlog import TCP, UDP, asked, tell_everything
-from tests.services.play import FAR4, answer_to
+from tests.services.play import FAR4, FAR6, answer_to
 
 DOCS = Path(__file__).parents[2] / "docs" / "schema"
 
@@ -127,6 +127,21 @@ def test_what_did_not_answer_was_not_reached() -> None:
     text = summary.render(settings, recorder, 0)
     assert "  no answer: 198.51.100.7:80 (1), 198.51.100.7:123 (1)\n" in text
     assert table(text)["198.51.100.7:53"] == "1"
+
+
+def test_pings_are_counted_by_address() -> None:
+    settings, recorder = fresh()
+    for _ in range(2):
+        recorder.ping_sent(FAR6)
+    for _ in range(3):  # one came twice
+        recorder.ping_answered(FAR6)
+    resolved(recorder, "far.test")
+    recorder.ping_failed(FAR4, 101)
+    text = summary.render(settings, recorder, 0)
+    assert "  ping 2001:db8::7: 2 sent, 2 answered\n" in text
+    assert "  ping far.test (198.51.100.7): 1 not sent: Network is unreachable\n" in text
+    assert "only looked up" not in text
+    assert recorder.tally.events["connect_attempt"] == 0
 
 
 def test_failures_name_their_destination() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import struct
 import subprocess
@@ -118,6 +119,7 @@ def test_ping_comes_back_as_the_child_sent_it(kind: str, version: int, size: int
         assert (reply.source, reply.to) == (FAR[version], CHILD[version])
         assert (reply.ident, reply.sequence, reply.data, reply.ttl) == (0xABCD, 0xFFFF, data, 64)
         assert bool(s.echo._raw) == (kind == "raw socket")
+        assert s.recorder.of("ping_sent") == s.recorder.of("ping_answered") == [(FAR[version],)]
 
     scene(play)
 
@@ -188,6 +190,7 @@ def test_neither_socket_allowed_is_prohibited_and_said_once(version: int, monkey
             (GATEWAY[version], *((3, 13) if version == 4 else (1, 1)))
         ] * 3
         ((text,),) = s.recorder.of("notice")
+        assert s.recorder.of("ping_failed") == [(FAR[version], errno.EACCES)] * 3
         assert "ping_group_range" in text
 
     scene(play)
