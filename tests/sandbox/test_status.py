@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_bytes_that_are_no_text_pass_unchanged(seat: Seat) -> None:
 
 def test_program_for_another_machine_is_not_given_to_sh(seat: Seat) -> None:
     foreign = seat.home / "foreign"
-    program = bytearray(open("/bin/true", "rb").read())
+    program = bytearray(Path("/bin/true").read_bytes())
     program[18:20] = b"\xb7\x00" if os.uname().machine != "aarch64" else b"\x3e\x00"  # e_machine
     foreign.write_bytes(program)
     foreign.chmod(0o755)
