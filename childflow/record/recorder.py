@@ -222,7 +222,10 @@ class Recorder(NullRecorder):
         name = dns.name_text(query.question)
         row = self.tally.name(name)
         row.answers += 1
+        row.rcode = dns.rcode(answer)
         self.tally.events["dns_answer"] += 1
+        if protocol == "tcp" and mode == "synthetic_empty":
+            self.resolver_silent(server)
         addresses = []
         for found in dns.answer_addresses(answer, query.question):
             self._learn(found.address, name)
@@ -233,6 +236,10 @@ class Recorder(NullRecorder):
         if self._lines is not None:
             self._lines.dns_answer(protocol, server, query, answer, addresses, mode, duration_s)
             self._flush_soon()
+
+    def resolver_silent(self, server: str) -> None:
+        """`server` (`ip:port`) was asked a question and did not answer it in time, or nobody listens there."""
+        self.tally.silent_resolvers[server] += 1
 
     def _learn(self, address: bytes, name: str) -> None:
         names = self._names.pop(address, None)

@@ -12,17 +12,20 @@ import shlex
 from typing import TYPE_CHECKING
 
 from childflow.record.recorder import Recorder
+from childflow.record.tally import OTHERS
+from childflow.services import dns
 
 if TYPE_CHECKING:
     from collections import Counter
 
     from childflow.record.null import NullRecorder
-    from childflow.record.tally import PingRow, Tally
+    from childflow.record.tally import NameRow, PingRow, Tally
     from childflow.settings import Settings
 
 ROWS = 15  # of the table of what was reached
 FAILURES = 8  # lines, each a destination and its error
 LISTED = 5  # items of a list on one line
+_NXDOMAIN = 3  # RFC 1035 4.1.1
 _MAX_LABEL = 60
 _PING_LABEL = _MAX_LABEL + 42  # a name and an address
 
@@ -55,6 +58,7 @@ def _text(settings: Settings, recorder: Recorder, status: int) -> str:
     lines += _reached(tally)
     rest = [
         *_pings(tally),
+        *_silent_resolvers(tally),
         *_unreached(tally),
         *_reasons("refused by policy", tally.violations),
         *_no_answer(tally),
@@ -130,9 +134,27 @@ def _listed(title: str, items: list[str]) -> list[str]:
 
 def _unreached(tally: Tally) -> list[str]:
     """Names that were looked up and, by that answer, never connected to."""
-    led_somewhere = {name for row in (*tally.targets.values(), *tally.pings.values()) for name in row.names}
-    idle = [name for name in tally.names if name not in led_somewhere]
-    return _listed("only looked up", [_shortened(name, _MAX_LABEL) for name in idle])
+    led_somewhere = {name for row in tally.targets.values() for name in row.names}
+    led_somewhere.update(name for row in tally.pings.values() for name in row.names)
+    idle: dict[str, list[str]] = {"only looked up": [], "no such name": [], "not resolved": []}
+    for row in tally.names.values():
+        if row.qname not in led_somewhere:
+            idle[_fate(row)].append(_shortened(row.qname, _MAX_LABEL))
+    return [line for title, names in idle.items() for line in _listed(title, names)]
+
+
+def _fate(row: NameRow) -> str:
+    if row.addresses or row.rcode == dns.NOERROR or row.qname == OTHERS:
+        return "only looked up"
+    return "no such name" if row.rcode == _NXDOMAIN else "not resolved"
+
+
+def _silent_resolvers(tally: Tally) -> list[str]:
+    ranked = sorted(tally.silent_resolvers.items(), key=lambda item: (-item[1], item[0]))[:LISTED]
+    return [
+        f"  DNS: {server.removesuffix(':53').strip('[]')} did not answer ({_count(count, 'query', 'queries')})"
+        for server, count in ranked
+    ]
 
 
 def _reasons(title: str, counts: Counter[str]) -> list[str]:

@@ -16,12 +16,13 @@ OTHERS = "(others)"
 class NameRow:
     """What is known about one DNS name: questions, answers, and the addresses they gave, in order of appearance."""
 
-    __slots__ = ("addresses", "answers", "qname", "queries")
+    __slots__ = ("addresses", "answers", "qname", "queries", "rcode")
 
     def __init__(self, qname: str) -> None:
         self.qname = qname
         self.queries = 0
         self.answers = 0
+        self.rcode: int | None = None  # of the last answer
         self.addresses: dict[str, None] = {}
 
 
@@ -106,6 +107,7 @@ class Tally:
         self.targets: dict[str, TargetRow] = {}
         self.hosts: dict[str, HostRow] = {}
         self.pings: dict[bytes, PingRow] = {}
+        self.silent_resolvers: Counter[str] = Counter()  # queries that a resolver (`ip:port`) did not answer
         self.failed: Counter[tuple[str, str]] = Counter()  # by label of the destination and reason
         self.violations: Counter[str] = Counter()
         self.controls: Counter[str] = Counter()

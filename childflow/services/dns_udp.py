@@ -60,7 +60,7 @@ class Lane:
 class Pending:
     """One query of the child that is not answered yet. Times in seconds of the loop's clock."""
 
-    __slots__ = ("asked", "fallback", "flights", "left", "next_at", "order", "query", "since", "to")
+    __slots__ = ("asked", "fallback", "flights", "left", "next_at", "order", "query", "silent", "since", "to")
 
     def __init__(self, to: Datagram, query: dns.Query, order: tuple[Resolver, ...], rounds: int, since: float) -> None:
         self.to = to
@@ -71,6 +71,7 @@ class Pending:
         self.since = since
         self.next_at = 0.0
         self.flights: list[tuple[Lane, int]] = []
+        self.silent: set[str] = set()  # resolvers that could not be asked, or refused
         self.fallback: bytes | None = None  # a resolver's answer that says it failed
 
 
@@ -111,11 +112,20 @@ class UdpForwarder:
         """Forget every query and close every socket."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._recorder.active:
+            self._tell_overdue()
         self._open.clear()
         for lane in [*(lane for lanes in self._lanes.values() for lane in lanes), *self._retired]:
             self._close_lane(lane)
         self._lanes.clear()
         self._retired.clear()
+
+    def _tell_overdue(self) -> None:
+        """The run ends with queries open: resolvers that had an attempt's time for one were silent."""
+        now = self._clock()
+        for pending in self._open:
+            if pending.asked > 1 or now >= pending.next_at:
+                self._tell_silent(pending, None)
 
     def query(self, to: Datagram) -> None:
         """Relay the query in `to`, or answer it here when it is none."""
@@ -159,6 +169,7 @@ class UdpForwarder:
             pass  # a full socket buffer is a lost datagram: the next attempt is the remedy
         except OSError:
             self._resolvers.avoid(server)
+            pending.silent.add(server.text)
             return False
         lane.sent += 1
         lane.waiting[ident] = pending
@@ -229,6 +240,7 @@ class UdpForwarder:
         for ident, pending in list(lane.waiting.items()):
             if lane.waiting.get(ident) is not pending:
                 continue  # an error on a second socket, met on the way, has ended it
+            pending.silent.add(lane.server.text)
             was_last = pending.flights[-1] == (lane, ident)
             self._land(pending, lane, ident)
             if was_last or not pending.flights:
@@ -241,10 +253,19 @@ class UdpForwarder:
         self._close_if_done(lane)
 
     def _finish(self, pending: Pending, answer: bytes, server: str, mode: str) -> None:
+        if self._recorder.active:
+            self._tell_silent(pending, server if mode == "relayed" else None)
         self._forget(pending)
         self._reply(pending.to, answer)
         if self._recorder.active:
             self._recorder.dns_answer("udp", server, pending.query, answer, mode, self._clock() - pending.since)
+
+    def _tell_silent(self, pending: Pending, answered: str | None) -> None:
+        """Tell the recorder of every resolver that was asked and, unlike `answered`, has not answered."""
+        asked = pending.silent.union(lane.server.text for lane, _ in pending.flights)
+        asked.discard(answered or "")
+        for server in asked:
+            self._recorder.resolver_silent(server)
 
     def _fail(self, pending: Pending) -> None:
         server = pending.order[0].text

@@ -55,8 +55,26 @@ def test_text_of_a_run_that_reached_nothing_is_two_lines() -> None:
 
 def test_text_tells_names_that_were_only_looked_up() -> None:
     settings, recorder = told()
-    recorder.dns_query("udp", "127.0.0.1:53", asked("nowhere.test")[0])
-    assert "only looked up: nowhere.test\n" in summary.render(settings, recorder, 0)
+    resolved(recorder, "elsewhere.test", bytes((192, 0, 2, 9)))
+    for name, rcode in (("nowhere.test", 3), ("broken.test", 2)):
+        read, message = asked(name)
+        recorder.dns_query("udp", "127.0.0.1:53", read)
+        recorder.dns_answer("udp", "127.0.0.1:53", read, answer_to(message, rcode=rcode), "relayed", 0)
+    recorder.dns_query("udp", "127.0.0.1:53", asked("waiting.test")[0])
+    text = summary.render(settings, recorder, 0)
+    assert "only looked up: elsewhere.test\n" in text
+    assert "no such name: nowhere.test\n" in text
+    assert "not resolved: broken.test, waiting.test\n" in text
+
+
+def test_text_tells_resolvers_that_did_not_answer() -> None:
+    settings, recorder = fresh()
+    for server in ["192.0.2.1:53"] * 4 + ["[2001:db8::53]:53", "192.0.2.2:5353"]:
+        recorder.resolver_silent(server)
+    text = summary.render(settings, recorder, 0)
+    assert "  DNS: 192.0.2.1 did not answer (4 queries)\n" in text
+    assert "  DNS: 192.0.2.2:5353 did not answer (1 query)\n" in text
+    assert "  DNS: 2001:db8::53 did not answer (1 query)\n" in text
 
 
 def test_text_shows_no_control_characters() -> None:

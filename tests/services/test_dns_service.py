@@ -205,6 +205,7 @@ def test_refused_resolver_costs_nothing() -> None:
         s = Scene(closed_port(), Upstream())
         code, seconds = await timed(s, query())
         assert (code, seconds < 0.5) == (0, True)
+        assert s.recorder.of("resolver_silent") == [(s.upstreams[0],)]
         s.close()
 
     run(scene)
@@ -227,6 +228,7 @@ def test_dead_first_resolver_costs_a_second_once() -> None:
         s = Scene(dead, alive)
         code, seconds = await timed(s, query())
         assert (code, 0.8 < seconds < 1.6) == (0, True)
+        assert s.recorder.of("resolver_silent") == [(dead.text,)]
         code, seconds = await timed(s, query("b.test"))
         assert (code, seconds < 0.5, len(dead.seen)) == (0, True, 1)
         s.close()
@@ -240,6 +242,7 @@ def test_dead_resolvers_are_servfail_in_time_and_asked_again() -> None:
         s = Scene(dead)
         code, seconds = await timed(s, query())
         assert (code, 4.0 < seconds < 4.9) == (2, True)
+        assert s.recorder.of("resolver_silent") == [(dead.text,)]
         dead.behaviour = well
         code, seconds = await timed(s, query())
         assert (code, seconds < 0.5) == (0, True)
@@ -256,6 +259,18 @@ def test_resolver_that_takes_four_seconds_still_answers() -> None:
         await asyncio.sleep(1.2)  # the second attempt's answer is not the child's any more
         assert len(s.stack.replies) == 1
         s.close()
+
+    run(scene)
+
+
+def test_run_that_ends_before_a_dead_resolver_is_given_up_tells_of_it() -> None:
+    async def scene() -> None:
+        dead = Upstream(silent)
+        s = Scene(dead)
+        s.service.query(datagram(query()))
+        await until(lambda: len(dead.seen) == 2)
+        s.close()
+        assert s.recorder.of("resolver_silent") == [(dead.text,)]
 
     run(scene)
 
