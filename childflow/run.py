@@ -200,7 +200,7 @@ class _Life:
             from childflow.record.summary import render
 
             status = end.value + (EXIT_SIGNAL_BASE if end.kind == "killed" else 0)
-            write(render(self._settings, self._recorder, status))
+            write(render(self._settings, self._recorder, status, end.kind == "killed"))
         if self._settings.verbose:
             counted = " ".join(f"{name}={count}" for name, count in self._engine.counters().items() if count)
             say(f"drops: {counted or 'none'}")

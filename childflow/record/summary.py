@@ -9,8 +9,10 @@ Not here: counting (`tally.py`), the JSON's shape (`summary_form.py`).
 from __future__ import annotations
 
 import shlex
+import signal
 from typing import TYPE_CHECKING
 
+from childflow.errors import EXIT_SIGNAL_BASE
 from childflow.record.recorder import Recorder
 from childflow.record.tally import OTHERS
 from childflow.services import dns
@@ -30,9 +32,10 @@ _MAX_LABEL = 60
 _PING_LABEL = _MAX_LABEL + 42  # a name and an address
 
 
-def render(settings: Settings, recorder: NullRecorder, status: int) -> str:
+def render(settings: Settings, recorder: NullRecorder, status: int, killed: bool | None = None) -> str:
     """The summary as `settings.summary_format` wants it, ending in a newline; `status` is the run's exit status.
 
+    `killed`: a signal ended the command, and `status` is 128+N; None: judge by `status` alone.
     Empty when nothing was recorded, which is when no summary was asked for.
     """
     if not isinstance(recorder, Recorder):
@@ -41,21 +44,21 @@ def render(settings: Settings, recorder: NullRecorder, status: int) -> str:
         from childflow.record.summary_form import encode
 
         return encode(settings, recorder, status)
-    return _text(settings, recorder, status)
+    return _text(settings, recorder, _end_text(status, status > EXIT_SIGNAL_BASE if killed is None else killed))
 
 
 # Text.
 
 
-def _text(settings: Settings, recorder: Recorder, status: int) -> str:
+def _text(settings: Settings, recorder: Recorder, end: str) -> str:
     tally = recorder.tally
     queries = sum(row.queries for row in tally.names.values())
     lines = [
-        f"childflow: {_shortened(shlex.join(settings.command), 80)}: exit status {status}, {_seconds(recorder)}",
+        f"childflow: {_shortened(shlex.join(settings.command), 80)}: {end}, {_seconds(recorder)}",
         f"  {_count(tally.flows, 'flow')}, {size_text(tally.bytes_up)} up, {size_text(tally.bytes_down)} down; "
         f"{_count(queries, 'DNS query', 'DNS queries')} for {_count(len(tally.names), 'name')}",
     ]
-    lines += _reached(tally)
+    lines += _reached(tally, settings.flow_log is not None)
     rest = [
         *_pings(tally),
         *_silent_resolvers(tally),
@@ -70,10 +73,21 @@ def _text(settings: Settings, recorder: Recorder, status: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _reached(tally: Tally) -> list[str]:
+def _end_text(status: int, killed: bool) -> str:
+    number = status - EXIT_SIGNAL_BASE
+    if not killed or number <= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by signal {number} ({signal.Signals(number).name.removeprefix('SIG')})"
+    except ValueError:
+        return f"killed by signal {number}"  # a real-time signal
+
+
+def _reached(tally: Tally, logged: bool) -> list[str]:
+    """The table of what was reached; `logged`: a flow log has all of it."""
     rows = [row for row in tally.hosts.values() if row.reached]
     if not rows:
-        return []
+        return [] if any(row.answered for row in tally.pings.values()) else ["  reached nothing"]
     rows.sort(key=lambda row: (-row.bytes_up - row.bytes_down, -row.reached, row.order, row.label))
     labels = [_shortened(row.label, _MAX_LABEL) for row in rows[:ROWS]]
     width = max(len("reached"), *map(len, labels))
@@ -83,7 +97,7 @@ def _reached(tally: Tally) -> list[str]:
             f"  {label:<{width}} {row.reached:>7} {size_text(row.bytes_up):>10} {size_text(row.bytes_down):>10}"
         )
     if len(rows) > ROWS:
-        lines.append(f"  and {len(rows) - ROWS} more; all of them: --flow-log FILE")
+        lines.append(f"  and {len(rows) - ROWS} more; all of them: {'the flow log' if logged else '--flow-log FILE'}")
     return lines
 
 
@@ -166,7 +180,7 @@ def _reasons(title: str, counts: Counter[str]) -> list[str]:
 
 def _shortened(text: str, limit: int) -> str:
     """`text` on one line, without control characters, and not longer than `limit`."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = "".join(c if c.isprintable() else "?" for c in text.replace("\n", " "))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

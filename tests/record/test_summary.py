@@ -46,10 +46,10 @@ def test_text_says_where_it_went_and_what_failed() -> None:
     assert text.endswith("\n")
 
 
-def test_text_of_a_run_that_reached_nothing_is_two_lines() -> None:
+def test_text_of_a_run_that_reached_nothing_says_so() -> None:
     settings = Settings(command=("true",), summary=True)
     text = summary.render(settings, make_recorder(settings), 0)
-    assert text.count("\n") == 2
+    assert text.splitlines()[2:] == ["  reached nothing"]
     assert "0 flows, 0 B up, 0 B down; 0 DNS queries for 0 names" in text
 
 
@@ -78,10 +78,22 @@ def test_text_tells_resolvers_that_did_not_answer() -> None:
 
 
 def test_text_shows_no_control_characters() -> None:
-    settings = Settings(command=("printf", "\x1b[2J\n"), summary=True)
+    settings = Settings(command=("sh", "-c", "echo \x1b[2J\necho b"), summary=True)
     text = summary.render(settings, make_recorder(settings), 0)
-    assert "\x1b" not in text
-    assert text.count("\n") == 2
+    assert text.startswith("childflow: sh -c 'echo ?[2J echo b': exit status 0, ")
+    assert text.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "killed", "end"),
+    [(137, True, "killed by signal 9 (KILL)"), (137, None, "killed by signal 9 (KILL)"),
+     (137, False, "exit status 137"), (128, None, "exit status 128"), (168, True, "killed by signal 40"),
+     (3, None, "exit status 3")],
+)  # fmt: skip
+def test_text_tells_the_end(status: int, killed: bool | None, end: str) -> None:
+    settings = Settings(command=("true",), summary=True)
+    first = summary.render(settings, make_recorder(settings), status, killed).splitlines()[0]
+    assert first.startswith(f"childflow: true: {end}, ")
 
 
 def test_text_is_short_however_much_was_reached() -> None:
