@@ -114,8 +114,9 @@ class PolicyViolation(Event, frozen=True, kw_only=True, tag="policy_violation"):
 
 
 class FlowEnd(Flow, frozen=True, kw_only=True, tag="flow_end"):
-    """A flow is over; `bytes_up` and `bytes_down` are payload."""
+    """A flow is over; `bytes_up` and `bytes_down` are payload, `names` those of its connect_attempt."""
 
+    names: list[str]
     bytes_up: int
     bytes_down: int
     duration_ms: int

@@ -60,7 +60,7 @@ class Lines:
         self._write(
             self._events.FlowEnd(
                 ts_ms=_now_ms(), run_id=self._run_id, flow_id=event.flow, protocol=flow.protocol, remote_addr=addr,
-                remote_ip=ip, remote_port=port, bytes_up=event.bytes_up, bytes_down=event.bytes_down,
+                remote_ip=ip, remote_port=port, names=flow.names, bytes_up=event.bytes_up, bytes_down=event.bytes_down,
                 duration_ms=event.duration_us // 1000, end=event.end.name.lower(), server_name=None,
             )
         )  # fmt: skip

@@ -110,7 +110,7 @@ def test_every_kind_of_line_as_documented(tmp_path: Path) -> None:
     assert by_kind[5] == {"event": "connect_attempt", **flow, **why}
     assert by_kind[6] == {"event": "connect_result", **flow, **why, "status": "ok", "error": None, "duration_ms": 12}
     assert by_kind[7] == {
-        "event": "flow_end", **flow, "bytes_up": 100, "bytes_down": 2000, "duration_ms": 1000, "end": "fin",
+        "event": "flow_end", **flow, "names": ["www.example.test"], "bytes_up": 100, "bytes_down": 2000, "duration_ms": 1000, "end": "fin",
         "server_name": None,
     }  # fmt: skip
     assert (by_kind[8]["remote_addr"], by_kind[8]["evidence"], by_kind[8]["names"]) == (
@@ -174,6 +174,17 @@ def test_names_are_bounded_and_the_latest_stay(tmp_path: Path) -> None:
         r.dns_answer("udp", "127.0.0.1:53", read, answer_to(message, FAR4), "relayed", 0)
     assert list(r._names[FAR4]) == [f"m{n}.test" for n in range(20 - NAMES_PER_ADDRESS, 20)]
     r.close()
+
+
+def test_name_that_was_confirmed_last_is_last(tmp_path: Path) -> None:
+    r = recorder(tmp_path / "log")
+    for name in ("a.test", "b.test", "a.test"):
+        read, message = asked(name)
+        r.dns_answer("udp", "127.0.0.1:53", read, answer_to(message, FAR4), "relayed", 0)
+    r.allowed(Question(1, TCP, 1, FAR4, 443), ALLOWED)
+    r.ended(Ended(1, End.FIN, 1, 1, 1))
+    r.close()
+    assert [line["names"] for line in lines(tmp_path / "log")[-2:]] == [["b.test", "a.test"]] * 2
 
 
 def test_notice_speaks_under_verbose_only(capfd: pytest.CaptureFixture[str]) -> None:
