@@ -110,8 +110,8 @@ def test_every_kind_of_line_as_documented(tmp_path: Path) -> None:
     assert by_kind[5] == {"event": "connect_attempt", **flow, **why}
     assert by_kind[6] == {"event": "connect_result", **flow, **why, "status": "ok", "error": None, "duration_ms": 12}
     assert by_kind[7] == {
-        "event": "flow_end", **flow, "names": ["www.example.test"], "bytes_up": 100, "bytes_down": 2000, "duration_ms": 1000, "end": "fin",
-        "server_name": None,
+        "event": "flow_end", **flow, "names": ["www.example.test"], "bytes_up": 100, "bytes_down": 2000,
+        "duration_ms": 1000, "end": "fin", "server_name": None,
     }  # fmt: skip
     assert (by_kind[8]["remote_addr"], by_kind[8]["evidence"], by_kind[8]["names"]) == (
         "[2001:db8::7]:80",
