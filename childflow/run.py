@@ -238,6 +238,11 @@ def let_go_of(inherited: list[int], flow_log: str | None) -> None:
 
 def refuse_network_descriptors(settings: Settings) -> None:
     """Refuse descriptors by which the command would have the host's network, or another that is not this run's."""
+    for fd in settings.keep_fds:
+        if _is_way_out(fd):
+            what = f"--keep-fd {fd} is a directory or a namespace of the host, and leads past what is hidden"
+            hint = "it can't be kept; leave it out"
+            raise StartError("cli_validate", "rootless_bootstrap_sync_failed", what, hint)
     for fd in (*range(3), *settings.keep_fds):
         family = _socket_family(fd)
         if family in (None, "AF_UNIX") or (fd <= 2 and settings.allow_socket_stdio):
@@ -248,6 +253,20 @@ def refuse_network_descriptors(settings: Settings) -> None:
         else:
             what, hint = f"--keep-fd {fd} is a network socket ({family}) of the host", "it can't be kept; leave it out"
         raise StartError("cli_validate", "rootless_bootstrap_sync_failed", what, hint)
+
+
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts")
+
+
+def _is_way_out(fd: int) -> bool:
+    """A directory, an O_PATH or a namespace descriptor leads past what is hidden from the command."""
+    import fcntl
+    import stat
+
+    name = os.readlink(f"/proc/self/fd/{fd}")
+    path_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+    kind = name.partition(":[")[0] if ":[" in name else ""
+    return bool(stat.S_ISDIR(os.fstat(fd).st_mode) or path_only or kind in _NAMESPACES)
 
 
 def _socket_family(fd: int) -> str | None:

@@ -27,4 +27,4 @@ ffi.set_source(
 )
 
 if __name__ == "__main__":
-    ffi.compile(tmpdir=str(ROOT), verbose=False)
+    ffi.compile(tmpdir=str(ROOT), target="_netstack.abi3.so")  # the name that setuptools gives it

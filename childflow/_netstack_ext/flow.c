@@ -36,8 +36,8 @@ bool flow_table_init(struct cf_stack *st)
 
 static void free_what_it_holds(struct cf_stack *st, struct flow *f)
 {
-	/* bytes that the host will never get must not end in a FIN that looks whole */
-	host_close(st, f, f->protocol == PROTO_TCP && f->tcp.up != NULL);
+	/* what the host will never get must not end in a FIN that looks whole */
+	host_close(st, f, f->protocol == PROTO_TCP && (f->tcp.up || !f->fin_taken));
 	if (f->protocol == PROTO_TCP)
 		tcp_free(st, f);
 	else

@@ -21,6 +21,7 @@ static struct ring *class_get(struct ring_class *c, uint8_t size)
 		c->free = r->next_free;
 		c->free_count--;
 	} else if (!(r = malloc(sizeof(*r) + c->capacity))) {
+		c->limit = c->live; /* there is no more memory than that; asking again at once would spin */
 		return NULL;
 	}
 	c->live++;

@@ -11,6 +11,7 @@
 
 #include "stack.h"
 
+#define DISCARDS 16 /* reads that are thrown away before the others have their turn */
 #define PULL_BUDGET (1u << 20) /* bytes that one flow may bring down before the others have their turn */
 
 /* --- the host connection's coming and going --------------------------------------------------------------- */
@@ -183,8 +184,11 @@ void tcp_flush_up(struct cf_stack *st, struct flow *f)
 	while (f->tcp.up && f->tcp.up->len > 0 && f->host_writable) {
 		struct iovec iov[2];
 		int pieces = ring_pieces(f->tcp.up, 0, f->tcp.up->len, iov);
+		uint32_t n = host_send(st, f, iov, pieces);
 
-		ring_consume(f->tcp.up, host_send(st, f, iov, pieces));
+		ring_consume(f->tcp.up, n);
+		if (n > 0 && (f->state == TIME_WAIT || f->state == DRAINING))
+			f->active_at = st->now; /* the child is silent by now; the host's progress is what counts */
 	}
 	if (f->tcp.up && f->send_error)
 		f->tcp.up->len = f->tcp.up->ahead_count = 0; /* it can never leave */
@@ -323,6 +327,16 @@ static void prepare_probe(struct cf_stack *st, struct flow *f)
 		tcp_arm_persist(st, f);
 }
 
+/* After the child's RST nobody wants what the host sends, but a host that can't send may not read either. The frame buffer is
+ * free between frames. */
+static void discard_down(struct cf_stack *st, struct flow *f)
+{
+	for (int i = 0; i < DISCARDS && f->state == DRAINING && f->host_readable && f->host_fd >= 0; i++)
+		f->host_readable = recv(f->host_fd, st->frame, FRAME_MAX, MSG_DONTWAIT) > 0;
+	if (f->state == DRAINING && f->host_readable)
+		list_push(st, LIST_READY, f);
+}
+
 /* --- service ---------------------------------------------------------------------------------------------- */
 
 /* When the child's side is done and the host has everything, the descriptor goes at once; TIME-WAIT needs none. */
@@ -340,8 +354,9 @@ static void finish(struct cf_stack *st, struct flow *f)
 static bool host_was_lost(struct cf_stack *st, struct flow *f)
 {
 	int error = f->send_error;
+	bool reads_on = !f->host_eof && (f->state == ESTABLISHED || f->state == CLOSE_WAIT) && f->tcp.child_window > 0;
 
-	if (f->host_fd < 0 || (!f->host_eof && (f->state == ESTABLISHED || f->state == CLOSE_WAIT)))
+	if (f->host_fd < 0 || reads_on)
 		return false;
 	if (!error && f->host_error) {
 		f->host_error = false;
@@ -363,6 +378,7 @@ void tcp_service(struct cf_stack *st, struct flow *f)
 		pull_down(st, f);
 	if (f->state == CLOSED)
 		return;
+	discard_down(st, f);
 	tcp_output(st, f);
 	prepare_probe(st, f);
 	if (f->state != CLOSED)

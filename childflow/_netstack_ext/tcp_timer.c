@@ -6,6 +6,7 @@
 #define RETRIES_MAX 15                 /* as Linux's tcp_retries2: some 15 minutes */
 #define SYN_RETRIES_MAX 5              /* as Linux's tcp_synack_retries */
 #define KEEPALIVE_IDLE_US (7200 * US_PER_S) /* RFC 9293, 3.8.4; RFC 5382 REQ-5 wants more than 2 h before a flow is given up */
+#define HOST_STALL_US (600 * US_PER_S) /* a host that takes nothing of what a closed child has left */
 #define KEEPALIVE_EVERY_US (75 * US_PER_S)
 #define KEEPALIVE_RETRIES_MAX 9
 #define TIME_WAIT_US (2 * US_PER_S)    /* the child's kernel repeats a FIN within 200 ms; nothing else is on the path */
@@ -43,6 +44,8 @@ static uint64_t idle_deadline(const struct flow *f)
 
 	if (f->state == TIME_WAIT && !f->tcp.up)
 		return f->active_at + TIME_WAIT_US;
+	if (f->state == TIME_WAIT || f->state == DRAINING)
+		return f->active_at + HOST_STALL_US;
 	at = f->active_at + KEEPALIVE_IDLE_US;
 	if (f->tcp.keepalives > 0 && f->tcp.keepalive_sent_at + KEEPALIVE_EVERY_US > at)
 		at = f->tcp.keepalive_sent_at + KEEPALIVE_EVERY_US; /* from the sending: the clock may have jumped while we were stopped */
@@ -110,13 +113,16 @@ static void idle_timeout(struct cf_stack *st, struct flow *f)
 		flow_close(st, f, CF_END_FIN);
 		return;
 	}
+	if (f->state == TIME_WAIT || f->state == DRAINING) {
+		tcp_abort(st, f, CF_END_TIMEOUT);
+		return;
+	}
 	if (f->tcp.keepalives++ >= KEEPALIVE_RETRIES_MAX) {
 		tcp_abort(st, f, CF_END_IDLE);
 		return;
 	}
 	f->tcp.keepalive_sent_at = st->now;
-	if (f->state != TIME_WAIT && f->state != DRAINING)
-		tcp_send_keepalive(st, f);
+	tcp_send_keepalive(st, f);
 }
 
 void tcp_timer(struct cf_stack *st, struct flow *f)

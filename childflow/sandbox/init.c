@@ -66,6 +66,8 @@ struct run {
 	int kept;
 	char **command;
 	pid_t pid; /* X */
+	bool stopped; /* as P was told, which stands stopped itself since */
+	bool group_continued, engine_continued; /* since then: the whole job was, or P is awake and did it */
 };
 
 /* ---- telling P ---- */
@@ -334,6 +336,22 @@ static void mount_proc(const struct run *run)
 		fail(run, "mount /proc");
 }
 
+/* The working directory was entered before anything was laid over it: by its path it is what the command may see. Where the
+ * path is closed to us the directory stays, unless it lies where things are hidden. */
+static void reenter_directory(const struct run *run)
+{
+	static const char *const hiding[] = { "/proc", "/sys", "/run" };
+	char path[PATH_MAX];
+
+	if (!getcwd(path, sizeof(path)) || path[0] != '/')
+		return;
+	if (chdir(path) == 0)
+		return;
+	for (size_t i = 0; i < sizeof(hiding) / sizeof(hiding[0]); i++)
+		if (strncmp(path, hiding[i], strlen(hiding[i])) == 0 && chdir("/"))
+			fail(run, "leave a hidden directory");
+}
+
 static void wait_for_release(const struct run *run)
 {
 	struct message message;
@@ -371,10 +389,23 @@ static void start_command(struct run *run)
 	pass_on_missed(run, &missed);
 }
 
-static bool report(const struct run *run, int status)
+/* X goes on, or is gone, but P may still stand stopped with it: a shell's `fg` continues the whole group, a kill(2) from inside
+ * only X. P is beyond this namespace, but in this process group. */
+static void wake_engine(struct run *run)
 {
-	if (WIFSTOPPED(status))
+	if (run->stopped && !run->group_continued && !run->engine_continued)
+		kill(0, SIGCONT);
+	run->stopped = false;
+}
+
+static bool report(struct run *run, int status)
+{
+	if (WIFSTOPPED(status)) {
+		run->stopped = true;
+		run->group_continued = run->engine_continued = false;
 		return tell(run, 'T', WSTOPSIG(status), "");
+	}
+	wake_engine(run);
 	if (WIFCONTINUED(status))
 		return tell(run, 'C', 0, "");
 	if (WIFSIGNALED(status))
@@ -383,7 +414,7 @@ static bool report(const struct run *run, int status)
 }
 
 /* Collect what children there are to collect; true once X has ended. */
-static bool reap(const struct run *run)
+static bool reap(struct run *run)
 {
 	int status;
 	pid_t pid;
@@ -399,29 +430,41 @@ static bool reap(const struct run *run)
 }
 
 /* One message of P's: a signal for X. False when P is gone. */
-static bool take_message(const struct run *run)
+static bool take_message(struct run *run)
 {
 	struct message message;
 
 	if (recv(run->control, &message, sizeof(message), MSG_DONTWAIT) != sizeof(message))
 		return errno == EAGAIN || errno == EINTR;
-	if (message.kind == 'S')
+	if (message.kind == 'S') {
+		run->engine_continued = run->engine_continued || message.value == SIGCONT;
 		kill(run->pid, message.value);
+	}
 	return true;
 }
 
-static void serve(const struct run *run, int child_events)
+/* Take what the signalfd has: SIGCHLD says that there is something to reap, SIGCONT that the group was continued. */
+static void take_signals(struct run *run, int signals)
+{
+	struct signalfd_siginfo info;
+
+	while (read(signals, &info, sizeof(info)) == sizeof(info))
+		if (info.ssi_signo == SIGCONT)
+			run->group_continued = true;
+}
+
+static void serve(struct run *run, int child_events)
 {
 	struct pollfd watched[] = { { .fd = run->control, .events = POLLIN }, { .fd = child_events, .events = POLLIN } };
-	struct signalfd_siginfo ignored;
 
 	for (;;) {
 		if (poll(watched, 2, -1) < 0 && errno != EINTR)
 			return;
-		if (watched[1].revents && read(child_events, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN)
-			return;
-		if (watched[1].revents && reap(run))
-			return;
+		if (watched[1].revents) {
+			take_signals(run, child_events);
+			if (reap(run))
+				return;
+		}
 		errno = 0;
 		if (watched[0].revents && !take_message(run))
 			return;
@@ -465,6 +508,7 @@ static int run_command(struct run *run)
 	close_strangers(run);
 	if (run->fresh_proc)
 		mount_proc(run);
+	reenter_directory(run);
 	drop_privileges(run);
 	die_with_engine(run);
 	wait_for_release(run);
@@ -472,6 +516,7 @@ static int run_command(struct run *run)
 
 	sigemptyset(&all);
 	sigaddset(&all, SIGCHLD);
+	sigaddset(&all, SIGCONT);
 	keep_capabilities(run, run->capabilities & (UINT64_C(1) << CAP_KILL));
 	die_with_engine(run);
 	child_events = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);

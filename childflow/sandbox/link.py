@@ -288,9 +288,14 @@ def open_low_ports() -> bool:
     return _write_sysctl("ip_unprivileged_port_start", "0")
 
 
-def _write_sysctl(name: str, value: str) -> bool:
+def forbid_user_namespaces() -> bool:
+    """Let no further user namespace be made inside."""
+    return _write_sysctl("max_user_namespaces", "0", "user")
+
+
+def _write_sysctl(name: str, value: str, place: str = "net/ipv4") -> bool:
     try:
-        with open(f"/proc/sys/net/ipv4/{name}", "w", encoding="ascii") as file:
+        with open(f"/proc/sys/{place}/{name}", "w", encoding="ascii") as file:
             file.write(f"{value}\n")
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EINVAL):

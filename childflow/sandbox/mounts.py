@@ -77,9 +77,30 @@ def make_readonly(top: str) -> None:
             kernel.mount(None, point, None, MS_REMOUNT | MS_BIND | MS_RDONLY | _locked_flags(point))
 
 
-def _mount_points(top: str) -> list[str]:
+def make_readonly_types(types: tuple[str, ...]) -> None:
+    """Make every mount of these file system types read-only, wherever it lies; OSError when one stays writable."""
+    for point, fstype in _mounts():
+        if fstype in types:
+            kernel.mount_set(point, kernel.MOUNT_ATTR_RDONLY, recursive=False)
+
+
+def cover_other_procs() -> None:
+    """Hide every procfs but /proc itself (a chroot's, say): they show the host's processes and take its settings."""
+    for point, fstype in _mounts():
+        if fstype == "proc" and point != "/proc":
+            kernel.mount("tmpfs", point, "tmpfs", _QUIET | MS_NOEXEC | MS_RDONLY, "size=4k,mode=555")
+
+
+def _mounts() -> list[tuple[str, str]]:
+    """(mount point, file system type) of every mount that can be seen at its place."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        points = [line.split()[4].replace("\\040", " ") for line in table]
+        halves = [line.partition(" - ") for line in table]
+    found = [(left.split()[4].replace("\\040", " "), right.split()[0]) for left, _, right in halves]
+    return [(point, fstype) for point, fstype in found if os.path.ismount(point)]
+
+
+def _mount_points(top: str) -> list[str]:
+    points = [point for point, _ in _mounts()]
     return [point for point in points if point == top or point.startswith(top.rstrip("/") + "/")]
 
 

@@ -433,6 +433,7 @@ class _Child:
         from childflow.sandbox import mounts
 
         mounts.mask_name_services()
+        mounts.cover_other_procs()
 
     def _install_resolver(self) -> None:
         from childflow.sandbox import resolver
@@ -452,7 +453,10 @@ class _Child:
             return
         from childflow.sandbox import mounts
 
+        # In a user namespace of its own making the command could mount cgroups afresh, writable.
+        link.forbid_user_namespaces()
         mounts.make_readonly("/sys")
+        mounts.make_readonly_types(("cgroup", "cgroup2", "sysfs"))
         if not self._pid_namespace:
             mounts.make_readonly("/proc")
 

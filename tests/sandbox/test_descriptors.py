@@ -93,6 +93,15 @@ def test_keep_fd(seat: Seat) -> None:
         assert shown.stdout.splitlines()[0] == f"{fd} 0o10"
 
 
+def test_keep_fd_of_a_directory_is_refused(seat: Seat) -> None:
+    """It would lead past what is hidden."""
+    fd = os.open("/run", os.O_RDONLY | os.O_DIRECTORY)
+    done = seat.run("true", pass_fds=[fd], flags=["--keep-fd", str(fd)])
+    os.close(fd)
+    assert done.returncode == 125
+    assert "is a directory or a namespace" in done.stderr
+
+
 def test_keep_fd_of_a_unix_socket(seat: Seat) -> None:
     one, other = socket.socketpair()
     shown = seat.python(OPEN, str(one.fileno()), pass_fds=[one.fileno()], flags=["--keep-fd", str(one.fileno())])

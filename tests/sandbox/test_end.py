@@ -109,3 +109,13 @@ def _children(pid: int) -> list[int]:
 def _words(pid: int) -> list[bytes]:
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         return file.read().split(b"\0")
+
+
+def test_stopped_and_continued_from_inside_goes_on(seat: Seat) -> None:
+    """No shell with job control is there to continue childflow, which stopped with its command."""
+    done = seat.run("sh", "-c", "(sleep .3; kill -CONT $$) & kill -STOP $$; echo back")
+    assert (done.returncode, done.stdout) == (0, "back\n")
+
+
+def test_stopped_and_killed_from_inside_ends(seat: Seat) -> None:
+    assert seat.run("sh", "-c", "(sleep .3; kill -KILL $$) & kill -STOP $$").returncode == -9

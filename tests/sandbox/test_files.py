@@ -12,6 +12,7 @@ from childflow.sandbox.resolver import resolv_conf
 from tests.lab import namespaces as ns
 from tests.lab.enter import SCRATCH
 from tests.sandbox.conftest import Seat
+from tests.sandbox.test_preflight import own_mounts
 
 OURS = "# childflow: queries go to its gateway\nnameserver 192.0.0.1\n"
 HOSTS = "# the host's\nnameserver 203.0.113.53\nsearch one.example two.example\noptions ndots:2 edns0\n"
@@ -179,3 +180,23 @@ def test_laid_over_files_are_not_the_hosts(seat: Seat) -> None:
     seat.run("sh", "-c", "echo changed > /etc/resolv.conf")
     with open("/etc/resolv.conf") as file:
         assert "changed" not in file.read()
+
+
+def test_working_directory_under_a_mask_is_the_masked_one(root: Seat) -> None:
+    """Entered before the mounts, it would lead past them."""
+    line = root.line("sh", "-c", "echo core > core_pattern; echo $?")
+    done = root.wait(root.start(["sh", "-c", f"cd /proc/sys/kernel && exec {line}"]))
+    assert done.stdout.strip() not in ("", "0")
+    assert "Read-only" in done.stderr
+
+
+def test_a_second_proc_is_covered(seat: Seat) -> None:
+    def second_proc() -> None:
+        own_mounts()
+        ns.mount("proc", "/srv", "proc")
+
+    assert seat.run("ls", "-A", "/srv", before=second_proc).stdout == ""
+
+
+def test_root_makes_no_user_namespace(root: Seat) -> None:
+    assert root.run("unshare", "-U", "true").returncode != 0

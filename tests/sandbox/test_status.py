@@ -147,3 +147,7 @@ def test_root_inside_root_is_told_why(root: Seat) -> None:
 def test_low_ports_of_its_own_network_are_the_commands(seat: Seat) -> None:
     bind = "import socket; socket.create_server(('127.0.0.1', 80)); print('bound')"
     assert seat.run("/usr/bin/python3", "-c", bind).stdout == "bound\n"
+
+
+def test_signal_that_libc_keeps_to_itself(ordinary: Seat) -> None:
+    assert ordinary.run("bash", "-c", "kill -32 $$").returncode == 128 + 32
