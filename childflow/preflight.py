@@ -38,6 +38,7 @@ class Facts(NamedTuple):
     program: str
     max_mnt_namespaces: str = ""
     max_pid_namespaces: str = ""
+    sealed: bool = False  # root, and its /proc/sys is read-only: so it is inside of a childflow
 
 
 def explain(error: StartError) -> StartError:
@@ -52,6 +53,10 @@ def diagnose(facts: Facts) -> str | None:
     """The one remedy for what `facts` say, or None when all that was tried went well."""
     if not facts.refused:
         return None
+    if facts.refused == "user namespace" and facts.sealed and facts.max_user_namespaces == "0":
+        from childflow.sandbox.spawn import ROOT_INSIDE
+
+        return ROOT_INSIDE
     if facts.refused == "user namespace" and facts.number in (errno.ENOSPC, errno.EUSERS):
         return _quota("user.max_user_namespaces", facts.max_user_namespaces)
     quotas = {
@@ -128,6 +133,7 @@ def gather() -> Facts:
         program=installed_program(),
         max_mnt_namespaces=_read("/proc/sys/user/max_mnt_namespaces").strip(),
         max_pid_namespaces=_read("/proc/sys/user/max_pid_namespaces").strip(),
+        sealed=os.geteuid() == 0 and bool(os.statvfs("/proc").f_flag & os.ST_RDONLY),
     )
 
 

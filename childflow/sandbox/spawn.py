@@ -46,9 +46,9 @@ NO_FRESH_SYS = (
     "in Docker add `--security-opt systempaths=unconfined`"
 )
 
-_ROOT_INSIDE = (
-    "where this is another sandbox already, its root can't be mapped once more: start the inner childflow as an "
-    "ordinary user, or leave it out"
+ROOT_INSIDE = (
+    "where this is the inside of another sandbox, root can't make one more: leave the inner childflow out, or start the "
+    "outer one as an ordinary user"
 )
 
 _MESSAGE = struct.Struct("=ii56s")  # init.c's struct message
@@ -213,7 +213,7 @@ class _Attempt:
             idmap.write_ranges(self._c_pid)
         except OSError as error:
             detail = _failure("map root's ids", error.errno or 0)
-            raise StartError("child_bootstrap", "user_namespace_mapping_failed", detail, _ROOT_INSIDE) from None
+            raise StartError("child_bootstrap", "user_namespace_mapping_failed", detail, ROOT_INSIDE) from None
         fdpass.send(self._setup, "mapped")
 
     def collect(self) -> bool:
