@@ -47,8 +47,8 @@ NO_FRESH_SYS = (
 )
 
 ROOT_INSIDE = (
-    "where this is the inside of another sandbox, root can't make one more: leave the inner childflow out, or start the "
-    "outer one as an ordinary user"
+    "where this is the inside of another sandbox, root can't make one more: leave the inner childflow out, or start "
+    "the outer one as an ordinary user"
 )
 
 _MESSAGE = struct.Struct("=ii56s")  # init.c's struct message
