@@ -12,8 +12,6 @@ from __future__ import annotations
 
 EXIT_USAGE = 2
 EXIT_FAILED = 125
-EXIT_NOT_EXECUTABLE = 126
-EXIT_NOT_FOUND = 127
 EXIT_SIGNAL_BASE = 128
 
 

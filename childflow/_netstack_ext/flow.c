@@ -6,7 +6,6 @@
  * none needs memory of its own.
  * Invariants: a flow in CLOSED is not in the hash; its slot is free once it is on no list.
  * Not here: what the states mean (tcp_state.c, udp.c). */
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -131,7 +131,7 @@ static void input_udp(struct cf_stack *st, const struct ip_view *ip, const struc
 		udp_input(st, ip, &udp);
 }
 
-void input_packet(struct cf_stack *st, const struct ip_view *ip, const struct vnet_view *vnet, const uint8_t *ethernet)
+static void input_packet(struct cf_stack *st, const struct ip_view *ip, const struct vnet_view *vnet, const uint8_t *ethernet)
 {
 	if (is_neighbour_discovery(ip)) {
 		to_slow_path(st, CF_SLOW_ND, ip->packet, ip->packet_len);

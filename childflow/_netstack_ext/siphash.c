@@ -24,7 +24,7 @@ static void absorb(uint64_t v[4], uint64_t word)
 	v[0] ^= word;
 }
 
-uint64_t siphash(const uint8_t key[16], const uint64_t *words, int count)
+static uint64_t siphash(const uint8_t key[16], const uint64_t *words, int count)
 {
 	uint64_t k[2], v[4];
 

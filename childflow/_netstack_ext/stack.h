@@ -156,6 +156,13 @@ struct cf_stack {
 
 static inline void drop(struct cf_stack *st, int why) { st->drops[why]++; }
 static inline int family_of(const struct flow *f) { return f->address_len == 4 ? 0 : 1; }
+/* The child has closed or aborted and needs nothing more; the host may still have bytes to take. */
+static inline bool child_is_done(const struct flow *f) { return f->state == TIME_WAIT || f->state == DRAINING; }
+/* The largest segment that the link's MTU takes. */
+static inline uint16_t own_mss(const struct cf_stack *st, const struct flow *f)
+{
+	return (uint16_t)(st->cfg.mtu - TCP_HEADER_LEN - (f->address_len == 4 ? IPV4_HEADER_LEN : IPV6_HEADER_LEN));
+}
 
 /* tap.c: frames in and out */
 struct frame_out { /* one frame for the child: headers built back to front by ip.c, text in up to two pieces */
@@ -173,7 +180,6 @@ int tap_write_bytes(struct cf_stack *st, const uint8_t *bytes, uint32_t len, boo
 
 /* input.c: a frame from the child to whom it concerns */
 void input_frame(struct cf_stack *st, const uint8_t *bytes, uint32_t len);
-void input_packet(struct cf_stack *st, const struct ip_view *ip, const struct vnet_view *vnet, const uint8_t *ethernet);
 
 /* ip.c: put headers before a transport segment and send it */
 void frame_begin(struct frame_out *out, uint8_t protocol);
@@ -214,7 +220,6 @@ void flow_close(struct cf_stack *st, struct flow *f, enum cf_end end);
 void flow_unhash(struct cf_stack *st, struct flow *f);
 void list_push(struct cf_stack *st, enum flow_list which, struct flow *f);
 struct flow *list_pop(struct cf_stack *st, enum flow_list which);
-uint64_t siphash(const uint8_t key[16], const uint64_t *words, int count);
 uint64_t flow_hash(const uint8_t key[16], uint8_t protocol, int address_len, uint16_t child_port, const uint8_t *remote,
 		   uint16_t remote_port);
 
@@ -255,7 +260,6 @@ void tcp_send_reset(struct cf_stack *st, struct flow *f);
 void tcp_refuse_ack(struct cf_stack *st, struct flow *f, seq ack);
 void tcp_refuse_segment(struct cf_stack *st, const struct ip_view *ip, const struct tcp_view *tcp);
 void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end);
-void tcp_flush_up(struct cf_stack *st, struct flow *f);
 void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len);
 void tcp_arm_persist(struct cf_stack *st, struct flow *f);
 void tcp_rtt_sample(struct flow *f, uint64_t now);

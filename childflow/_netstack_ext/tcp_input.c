@@ -25,7 +25,7 @@ struct segment {
 
 static uint16_t clamp_mss(const struct cf_stack *st, const struct flow *f, uint16_t offered)
 {
-	uint16_t ours = (uint16_t)(st->cfg.mtu - TCP_HEADER_LEN - (f->address_len == 4 ? IPV4_HEADER_LEN : IPV6_HEADER_LEN));
+	uint16_t ours = own_mss(st, f);
 
 	if (offered == 0)
 		offered = f->address_len == 4 ? MSS_DEFAULT_IPV4 : MSS_DEFAULT_IPV6;
@@ -157,8 +157,6 @@ static bool check_sequence(struct cf_stack *st, struct flow *f, struct segment *
 		return true;
 	return trim_front(st, f, s) && trim_back(st, f, s);
 }
-
-static bool child_is_done(const struct flow *f) { return f->state == TIME_WAIT || f->state == DRAINING; }
 
 static void take_reset(struct cf_stack *st, struct flow *f)
 {

@@ -58,11 +58,9 @@ bool tcp_window_opened(const struct cf_stack *st, const struct flow *f)
 
 static uint32_t put_syn_options(const struct cf_stack *st, const struct flow *f, uint8_t *p)
 {
-	uint16_t mss = (uint16_t)(st->cfg.mtu - TCP_HEADER_LEN - (f->address_len == 4 ? IPV4_HEADER_LEN : IPV6_HEADER_LEN));
-
 	p[0] = TCP_OPTION_MSS;
 	p[1] = 4;
-	put16(p + 2, mss);
+	put16(p + 2, own_mss(st, f));
 	if (!f->window_scaling)
 		return 4;
 	p[4] = TCP_OPTION_NOP;

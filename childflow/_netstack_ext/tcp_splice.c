@@ -76,7 +76,7 @@ void tcp_host_event(struct cf_stack *st, struct flow *f, uint32_t events)
 /* End both connections at once. After the child's RST only the host hears of it, after anything else both do. */
 void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end)
 {
-	if (end != CF_END_RST_CHILD && f->state != TIME_WAIT && f->state != DRAINING)
+	if (end != CF_END_RST_CHILD && !child_is_done(f))
 		tcp_send_reset(st, f);
 	host_close(st, f, true);
 	flow_close(st, f, end);
@@ -179,7 +179,7 @@ void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *tex
 		tcp_ack_soon(st, f);
 }
 
-void tcp_flush_up(struct cf_stack *st, struct flow *f)
+static void flush_up(struct cf_stack *st, struct flow *f)
 {
 	while (f->tcp.up && f->tcp.up->len > 0 && f->host_writable) {
 		struct iovec iov[2];
@@ -187,7 +187,7 @@ void tcp_flush_up(struct cf_stack *st, struct flow *f)
 		uint32_t n = host_send(st, f, iov, pieces);
 
 		ring_consume(f->tcp.up, n);
-		if (n > 0 && (f->state == TIME_WAIT || f->state == DRAINING))
+		if (n > 0 && child_is_done(f))
 			f->active_at = st->now; /* the child is silent by now; the host's progress is what counts */
 	}
 	if (f->tcp.up && f->send_error)
@@ -342,7 +342,7 @@ static void discard_down(struct cf_stack *st, struct flow *f)
 /* When the child's side is done and the host has everything, the descriptor goes at once; TIME-WAIT needs none. */
 static void finish(struct cf_stack *st, struct flow *f)
 {
-	if ((f->state != TIME_WAIT && f->state != DRAINING) || f->tcp.up)
+	if (!child_is_done(f) || f->tcp.up)
 		return;
 	host_close(st, f, false);
 	flow_report_end(st, f, CF_END_FIN);
@@ -373,7 +373,7 @@ void tcp_service(struct cf_stack *st, struct flow *f)
 		finish_connect(st, f);
 	if (f->state < ESTABLISHED || host_was_lost(st, f))
 		return;
-	tcp_flush_up(st, f);
+	flush_up(st, f);
 	if (f->state != CLOSED)
 		pull_down(st, f);
 	if (f->state == CLOSED)

@@ -44,7 +44,7 @@ static uint64_t idle_deadline(const struct flow *f)
 
 	if (f->state == TIME_WAIT && !f->tcp.up)
 		return f->active_at + TIME_WAIT_US;
-	if (f->state == TIME_WAIT || f->state == DRAINING)
+	if (child_is_done(f))
 		return f->active_at + HOST_STALL_US;
 	at = f->active_at + KEEPALIVE_IDLE_US;
 	if (f->tcp.keepalives > 0 && f->tcp.keepalive_sent_at + KEEPALIVE_EVERY_US > at)
@@ -113,7 +113,7 @@ static void idle_timeout(struct cf_stack *st, struct flow *f)
 		flow_close(st, f, CF_END_FIN);
 		return;
 	}
-	if (f->state == TIME_WAIT || f->state == DRAINING) {
+	if (child_is_done(f)) {
 		tcp_abort(st, f, CF_END_TIMEOUT);
 		return;
 	}

@@ -211,8 +211,6 @@ static void tcp_option_take(struct tcp_options *o, const uint8_t *p)
 	} else if (p[0] == TCP_OPTION_WINDOW_SCALE && p[1] == 3) {
 		o->has_window_scale = true;
 		o->window_scale = p[2] > WINDOW_SCALE_MAX ? WINDOW_SCALE_MAX : p[2];
-	} else if (p[0] == TCP_OPTION_SACK_PERMITTED && p[1] == 2) {
-		o->sack_permitted = true;
 	}
 }
 

@@ -40,7 +40,6 @@
 #define TCP_OPTION_NOP 1
 #define TCP_OPTION_MSS 2
 #define TCP_OPTION_WINDOW_SCALE 3
-#define TCP_OPTION_SACK_PERMITTED 4
 
 static inline uint16_t be16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
 static inline uint32_t be32(const uint8_t *p) { return (uint32_t)be16(p) << 16 | be16(p + 2); }
@@ -82,7 +81,7 @@ struct tcp_view {
 
 struct tcp_options {
 	uint16_t mss;                  /* 0: not given */
-	bool has_window_scale, sack_permitted;
+	bool has_window_scale;
 	uint8_t window_scale;          /* at most 14 (RFC 7323, 2.3) */
 };
 

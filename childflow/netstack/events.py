@@ -9,9 +9,6 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-PROTOCOL_TCP = 6
-PROTOCOL_UDP = 17
-
 
 class Denial(IntEnum):
     """How a refused flow looks to the child."""

@@ -6,7 +6,6 @@ batches. C copies what it is given before it returns, and what it gives is copie
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -191,8 +190,3 @@ def _event(e: Any) -> Event:
     if kind == lib.CF_EVENT_DATAGRAM:
         return Datagram(bytes(ffi.buffer(e.remote, e.address_len)), e.child_port, e.remote_port, data)
     return SlowPacket(_SLOW_KINDS[e.detail], data)
-
-
-def errno_name(number: int) -> str | None:
-    """The name of an errno, None for 0."""
-    return errno.errorcode.get(number, str(number)) if number else None

@@ -84,7 +84,9 @@ def test_path_is_searched(seat: Seat) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "mine").write_text("#!/bin/sh\necho found\n")
     (folder / "mine").chmod(0o755)
-    assert seat.run("mine", env={"PATH": f"/root/closed:{folder}:{seat.env['PATH']}"}).stdout == "found\n"
+    closed = seat.home / "closed"
+    closed.mkdir(mode=0, exist_ok=True)
+    assert seat.run("mine", env={"PATH": f"{closed}:{folder}:{seat.env['PATH']}"}).stdout == "found\n"
     done = seat.run("nowhere", env={"PATH": f"/root:{seat.env['PATH']}"})
     assert done.returncode == 127
 
