@@ -7,6 +7,7 @@
 #   make test [PYTEST=..]  set everything up, system packages included; lint; all tests. PYTEST: options, as -k dns
 #   make lint              ruff, mypy --strict, warnings of the C compiler
 #   make asan              the scripted conversations with the C stack, under AddressSanitizer and UBSan
+#   make soak              the long tests: gigabytes, loss, thousands of flows, half an hour of mixed load
 #   make bench             all benchmarks: bench-bulk (one TCP stream), bench-start (the cost of a run), bench-npm
 #   make clean             remove what was built
 
@@ -20,7 +21,7 @@ C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard 
 BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint asan bench bench-bulk bench-start bench-npm test-wheels npm-mirror clean
+.PHONY: run test lint asan soak bench bench-bulk bench-start bench-npm test-wheels npm-mirror clean
 
 run: $(STAMPS)/build
 	@BIN="$(CURDIR)/$(BIN)" sh examples/run.sh $(CMD)
@@ -43,6 +44,9 @@ npm-mirror: $(STAMPS)/test-system $(STAMPS)/test
 
 asan: $(STAMPS)/test-system $(STAMPS)/test $(STAMPS)/build
 	$(BIN)/python tests/netstack/asan.py -q tests/netstack
+
+soak: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
+	$(BIN)/python -m pytest -m soak $(PYTEST)
 
 bench: bench-start bench-bulk bench-npm
 

@@ -17,6 +17,8 @@ from tests.lab.processes import CALLERS
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "network: uses the machine's own network (the real registry)")
+    config.addinivalue_line("markers", "case(*ids): the cases of the engine's catalogue that this test shows, as A01")
+    config.addinivalue_line("markers", "soak: long; run by `make soak`, not by `make test`")
     where = enter.enter()
     if not where.closed and config.option.basetemp is None:
         config.option.basetemp = f"{enter.SCRATCH}/pytest"
