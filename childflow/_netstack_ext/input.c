@@ -33,9 +33,12 @@ static bool is_group_address(const struct cf_stack *st, const struct ip_view *ip
 	return memcmp(ip->dst, st->cfg.child4, 3) == 0 && ip->dst[3] == (st->cfg.child4[3] | 7); /* of the /29 */
 }
 
-static bool source_is_child(const struct cf_stack *st, const struct ip_view *ip)
+/* The child's own address, and not sent to itself (LAND): its kernel keeps such packets on lo. */
+static bool source_is_right(const struct cf_stack *st, const struct ip_view *ip)
 {
-	return memcmp(ip->src, ip->address_len == 4 ? st->cfg.child4 : st->cfg.child6, ip->address_len) == 0;
+	const uint8_t *child = ip->address_len == 4 ? st->cfg.child4 : st->cfg.child6;
+
+	return memcmp(ip->src, child, ip->address_len) == 0 && memcmp(ip->dst, child, ip->address_len) != 0;
 }
 
 static void to_slow_path(struct cf_stack *st, enum cf_slow kind, const uint8_t *bytes, uint32_t len)
@@ -137,7 +140,7 @@ static void input_packet(struct cf_stack *st, const struct ip_view *ip, const st
 		to_slow_path(st, CF_SLOW_ND, ip->packet, ip->packet_len);
 	} else if (is_group_address(st, ip)) {
 		drop(st, CF_DROP_MULTICAST);
-	} else if (!source_is_child(st, ip)) {
+	} else if (!source_is_right(st, ip)) {
 		drop(st, CF_DROP_SPOOFED_SOURCE);
 	} else if (ip->fragment) {
 		to_slow_path(st, CF_SLOW_FRAGMENT, ip->packet, ip->packet_len);

@@ -3,6 +3,7 @@
     play            one stack with offload, IPv4, MTU 1500; nothing said yet
     stage(...)      the same with a choice: family, offload, mtu, limits
     established     a play whose connection stands
+    oracle          a play with a canary, and what must hold whatever is sent (`oracles.py`)
 
 No TAP, no root, no real time: only the tests that name a loopback socket wait for the kernel.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from .oracles import Oracle
 from .play import Play
 
 Stage = Callable[..., Play]
@@ -57,6 +59,11 @@ def play(stage: Stage) -> Play:
 def established(play: Play) -> Play:
     play.establish()
     return play
+
+
+@pytest.fixture
+def oracle(play: Play) -> Oracle:
+    return Oracle(play)
 
 
 @pytest.fixture(params=[True, False], ids=["offload", "plain"])

@@ -56,6 +56,7 @@ def test_established_fin_from_host_then_child(established):
     assert play.stack.flow_count() == 0
 
 
+@pytest.mark.case("B01")
 def test_close_wait_large_answer_comes_whole(stage, offload):
     """B01: the child is done sending; a megabyte comes down."""
     play = stage(offload=offload)
@@ -74,6 +75,7 @@ def test_close_wait_large_answer_comes_whole(stage, offload):
     assert play.ended(End.FIN).bytes_down == 1 << 20
 
 
+@pytest.mark.case("B02")
 def test_fin_wait_2_large_upload_goes_whole(established):
     """B02: the host is done sending; a megabyte goes up."""
     play = established
@@ -239,6 +241,7 @@ def test_time_wait_stray_reset_costs_the_host_nothing(play):
     play.host.gets_eof()
 
 
+@pytest.mark.case("B27")
 def test_time_wait_tuple_reused_while_the_host_still_reads(play):
     """B27: a new SYN may not cut off what the old connection still owes its host."""
     total = full_and_done(play)
@@ -293,6 +296,7 @@ def test_close_wait_reset_by_child_still_delivers_what_was_acknowledged(play):
 
 
 @pytest.mark.parametrize("isn", [1000, 0xFFFFFFF0])
+@pytest.mark.case("B27")
 def test_time_wait_new_syn_is_a_new_connection(stage, isn):
     """B27, RFC 9293 MAY-2: a number beyond the old ones opens at once."""
     play = stage()
@@ -312,6 +316,7 @@ def test_time_wait_new_syn_is_a_new_connection(stage, isn):
     assert play.stack.flow_count() == 1
 
 
+@pytest.mark.case("B27")
 def test_time_wait_old_syn_is_challenged(established):
     play = established
     play.host.closes()
@@ -324,6 +329,7 @@ def test_time_wait_old_syn_is_challenged(established):
     play.no_event()
 
 
+@pytest.mark.case("B27")
 def test_closed_by_reset_new_syn_is_a_new_connection(established):
     established.child.sends(RST)
     established.ended(End.RST_CHILD)
@@ -332,6 +338,7 @@ def test_closed_by_reset_new_syn_is_a_new_connection(established):
     established.host.gets(b"x")
 
 
+@pytest.mark.case("B27")
 def test_reset_and_syn_in_one_turn(established):
     """B27: in the same batch of frames."""
     play = established
@@ -347,6 +354,7 @@ def test_reset_and_syn_in_one_turn(established):
 # --- resets
 
 
+@pytest.mark.case("B05")
 def test_established_reset_from_child_aborts_the_host(stage):
     play = stage()
     play.establish(host="tcp")
@@ -360,6 +368,7 @@ def test_established_reset_from_child_aborts_the_host(stage):
         play.host.end.send(b"y") and play.host.end.send(b"y") and play.host.end.recv(1) and play.host.end.recv(1)
 
 
+@pytest.mark.case("B04")
 def test_established_reset_from_host_resets_the_child(stage):
     play = stage()
     play.establish(host="tcp")

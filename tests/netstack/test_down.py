@@ -231,6 +231,7 @@ def test_established_partial_ack_of_a_frame_keeps_the_rest(established):
     assert s.text == text_of(len(s.text), 777)
 
 
+@pytest.mark.case("B17")
 def test_established_idle_for_hours_is_kept_alive(established):
     """RFC 5382, REQ-5: not before two hours, and then asked before it is given up."""
     play = established
@@ -259,6 +260,7 @@ def test_established_dead_child_is_given_up_at_last(established):
 
 
 @pytest.mark.parametrize("gib", [2, 4])
+@pytest.mark.case("B23")
 def test_established_gibibytes_down(stage, gib):
     """B23: past half of all sequence numbers, where comparisons turn round, and past all; losses are still mended."""
     play = stage()
@@ -327,6 +329,7 @@ def lossy(play: Play, chance: random.Random, up: bytes, down: bytes) -> tuple[by
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.case("B21", "B23")
 def test_established_bad_wire_delivers_both_ways(stage, offload, seed):
     """B21, B30: what arrives is what was sent, whatever the wire does."""
     play = stage(offload=offload)
@@ -341,6 +344,7 @@ def test_established_bad_wire_delivers_both_ways(stage, offload, seed):
 # --- the TAP is full
 
 
+@pytest.mark.case("B31")
 def test_established_full_tap_loses_no_text(stage, offload):
     """B31: nothing counts as sent that the TAP did not take, and the stack goes on when it does."""
     play = stage(offload=offload, tap_buffer=100_000 if offload else 4608)
@@ -359,6 +363,7 @@ def test_established_full_tap_loses_no_text(stage, offload):
     assert came == text_of(200_000)
 
 
+@pytest.mark.case("B31")
 def test_established_tap_that_refuses_a_frame_is_not_asked_for_ever(stage):
     """M2, M3: a write may fail for good (EIO, EINVAL; here EMSGSIZE). The frame is lost; the stack comes to rest."""
     play = stage(tap_buffer=4608)
@@ -369,6 +374,7 @@ def test_established_tap_that_refuses_a_frame_is_not_asked_for_ever(stage):
     assert play.stack.counters()["tap_full"] >= 2
 
 
+@pytest.mark.case("B31")
 def test_established_full_tap_owes_the_ack(stage):
     """An ACK that the TAP refused is still due."""
     play = stage(tap_buffer=4608)

@@ -9,6 +9,8 @@ import pytest
 from . import wire
 from .play import ACK, FIN, RST, SYN, Play
 
+pytestmark = pytest.mark.case("A16")
+
 FAR = 200_000  # beyond any window here
 
 

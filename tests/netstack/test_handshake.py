@@ -236,6 +236,7 @@ def test_syn_received_host_speaks_first_waits_for_the_ack(play):
     play.child.gets(ACK, seq=1, text=b"220 banner")
 
 
+@pytest.mark.case("B26")
 def test_syn_received_syn_ack_from_child_makes_no_second_connection(play):
     """Split handshake (RFC 9293, MUST-10 is for the child)."""
     play.connect().opens()
@@ -248,6 +249,7 @@ def test_syn_received_syn_ack_from_child_makes_no_second_connection(play):
     assert play.stack.flow_count() == 1
 
 
+@pytest.mark.case("A16")
 def test_closed_syn_with_ecn_or_text_opens(play):
     play.connect().sends(SYN | ECE | CWR, seq=0, text=b"ignored", options=wire.mss(1460))
     play.attach()
@@ -255,6 +257,7 @@ def test_closed_syn_with_ecn_or_text_opens(play):
 
 
 @pytest.mark.parametrize("flags", [SYN | FIN, SYN | RST, SYN | FIN | RST | PSH | URG])
+@pytest.mark.case("A16")
 def test_closed_syn_with_fin_or_rst_opens_nothing(play, flags):
     play.connect().sends(flags, seq=0)
     play.no_event()
@@ -276,6 +279,7 @@ def test_closed_syn_with_fin_or_rst_opens_nothing(play, flags):
         pytest.param(b"\x02\x28\x05\xb4", id="past the header"),
     ],
 )
+@pytest.mark.case("A11")
 def test_closed_syn_with_bad_options_is_dropped(play, options):
     play.connect().sends(SYN, seq=0, options=options)
     play.no_event()
@@ -298,6 +302,7 @@ def test_closed_syn_with_bad_options_is_dropped(play, options):
         pytest.param(wire.wscale(255), wire.mss(1460) + NOP + wire.wscale(4), id="scale 255"),
     ],
 )
+@pytest.mark.case("A11", "A13")
 def test_closed_syn_with_odd_options_opens(play, options, answer):
     play.connect().opens(options)
     play.attach()
@@ -308,6 +313,7 @@ def test_closed_syn_with_odd_options_opens(play, options, answer):
     play.child.gets(ACK, text=b"works")
 
 
+@pytest.mark.case("A11", "A13")
 def test_established_options_in_data_are_ignored(established):
     for options in (
         b"\x02\x00",

@@ -125,6 +125,7 @@ def canary(play: Play, port: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.case("A40")
 def test_mutated_frames(stage, seed):
     """A thousand frames for each seed, with verdicts and time going by."""
     chance = random.Random(seed)
@@ -143,6 +144,7 @@ def test_mutated_frames(stage, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.case("A40")
 def test_established_mutated_conversation(stage, seed):
     """Segments of one standing connection, numbers and flags at random, with a host that speaks, listens and leaves."""
     chance = random.Random(100 + seed)

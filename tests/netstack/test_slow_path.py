@@ -64,6 +64,7 @@ def test_neighbour_discovery_is_handed_over_whoever_says_it(play, kind, src):
 
 
 @pytest.mark.parametrize("length", [0, 1, 56, 1472, 65_507])
+@pytest.mark.case("A20")
 def test_echo_is_handed_over_exactly(stage, family, length):
     play = stage(family=family)
     packet = echo(family, text_of(length))

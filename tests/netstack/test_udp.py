@@ -164,6 +164,7 @@ def test_open_checksums_of_every_short_length(stage, family, length):
     child_gets(play, peer, CHILD_PORT, text_of(length, length))
 
 
+@pytest.mark.case("C02")
 def test_open_checksum_that_computes_to_zero_is_sent_as_ffff(stage):
     """RFC 768: 0 says that there is none. Two bytes of text are chosen so that the sum comes out as ffff."""
     play = stage(offload=False)
@@ -177,6 +178,7 @@ def test_open_checksum_that_computes_to_zero_is_sent_as_ffff(stage):
     child_gets(play, peer, CHILD_PORT, text)  # `wire.view` refuses a field of zero
 
 
+@pytest.mark.case("C02")
 def test_open_no_checksum_is_taken_over_ipv4_only(stage, family):
     """C02, RFC 8200, 8.1."""
     play = stage(family=family)

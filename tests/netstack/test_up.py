@@ -80,6 +80,7 @@ def test_established_shuffled_segments_arrive_whole(stage, isn):
     assert play.child.acked(play.child.inbox[-1]) == 16_001
 
 
+@pytest.mark.case("B21")
 def test_established_repeat_is_acknowledged_and_not_delivered(established):
     established.child.sends(ACK, seq=1, text=b"once")
     established.child.sends(ACK, seq=1, text=b"once")
@@ -90,6 +91,7 @@ def test_established_repeat_is_acknowledged_and_not_delivered(established):
     assert established.stack.counters() == {"duplicate": 1}
 
 
+@pytest.mark.case("B21")
 def test_established_overlap_delivers_the_new_part(established):
     established.child.sends(ACK, seq=1, text=b"abcdef")
     established.child.sends(ACK, seq=4, text=b"XXXghi")
@@ -98,6 +100,7 @@ def test_established_overlap_delivers_the_new_part(established):
     established.host.gets(b"abcdefghi")
 
 
+@pytest.mark.case("B21")
 def test_established_overlap_ahead_keeps_the_first_bytes(established):
     established.child.sends(ACK, seq=11, text=b"second")
     established.child.sends(ACK, seq=9, text=b"__SECOND__")
@@ -106,6 +109,7 @@ def test_established_overlap_ahead_keeps_the_first_bytes(established):
     established.host.gets(b"XXXXXXXX__second__")
 
 
+@pytest.mark.case("B22")
 def test_established_thousand_gaps_are_bounded(established):
     """B22: every second byte; what is not kept is not acknowledged and comes again."""
     for at in range(2, 2002, 2):
@@ -155,6 +159,7 @@ def test_established_segment_before_the_window_is_refused(established):
 
 
 @pytest.mark.parametrize("text", [b"", b"?"])
+@pytest.mark.case("B17")
 def test_established_keep_alive_probe_is_answered(established, text):
     established.child.sends(ACK, text=b"word")
     established.child.gets(ACK, ack=5)
@@ -170,6 +175,7 @@ def test_established_keep_alive_probe_is_answered(established, text):
     ("urgent", "text", "flags"),
     [(0, b"abc", URG), (65535, b"a", URG), (1, b"", URG), (3, b"abc", URG), (1000, b"abc", URG | PSH), (7, b"a", 0)],
 )
+@pytest.mark.case("A15", "B24")
 def test_established_urgent_is_inline(established, urgent, text, flags):
     """RFC 6093: the pointer is ignored, the bytes stay where they are."""
     established.child.sends(ACK | flags, text=text, urgent=urgent)
@@ -177,6 +183,7 @@ def test_established_urgent_is_inline(established, urgent, text, flags):
     established.host.gets(text + b"|")
 
 
+@pytest.mark.case("A15")
 def test_established_urgent_fin_half_closes(established):
     established.child.sends(ACK | URG | FIN, text=b"a", urgent=9)
     established.host.gets(b"a")
@@ -198,6 +205,7 @@ def test_established_ack_of_what_was_not_sent_is_challenged(established):
     assert established.stack.counters() == {"old_ack": 1}
 
 
+@pytest.mark.case("A03")
 def test_established_padding_of_a_short_frame_is_not_text(established):
     """A 60-byte Ethernet frame of a 40-byte packet: the IP length decides."""
     established.injects(wire.frame(established.child.packet(ACK, text=b"abc") + b"PADDING"))
@@ -206,6 +214,7 @@ def test_established_padding_of_a_short_frame_is_not_text(established):
     established.host.gets_nothing()
 
 
+@pytest.mark.case("A30")
 def test_established_gso_size_of_one_costs_nothing(established):
     """A30: the claimed segment size is never looked at."""
     for i in range(100):
@@ -217,6 +226,7 @@ def test_established_gso_size_of_one_costs_nothing(established):
 
 
 @pytest.mark.parametrize("isn", [0x7FFF0000, 0xFFFF0000])
+@pytest.mark.case("B23")
 def test_established_stream_over_the_wrap(stage, isn):
     """The child's numbers run over 2^31 and 2^32 in the middle of a stream, to its FIN."""
     play = stage()
@@ -231,6 +241,7 @@ def test_established_stream_over_the_wrap(stage, isn):
 
 
 @pytest.mark.parametrize("isn", [0xFFFFFFF9, 0xFFFFFFFA, 0xFFFFFFFB])
+@pytest.mark.case("B23")
 def test_established_fin_at_the_wrap(stage, isn):
     play = stage()
     play.establish(isn=isn)

@@ -33,6 +33,7 @@ def fill_up(play: Play, segment: int = 1460) -> int:
 # --- up: the window that we tell
 
 
+@pytest.mark.case("B15")
 def test_established_window_shrinks_to_zero_as_the_host_stops_reading(play):
     play.establish(options=SCALED, buffer=4096)
     sent = fill_up(play)
@@ -44,6 +45,7 @@ def test_established_window_shrinks_to_zero_as_the_host_stops_reading(play):
     assert play.stack.counters() == {"out_of_window": 1}
 
 
+@pytest.mark.case("B15")
 def test_zero_window_told_reopens_with_an_update_when_the_host_reads(play):
     play.establish(options=SCALED, buffer=4096)
     sent = fill_up(play)
@@ -58,6 +60,7 @@ def test_zero_window_told_reopens_with_an_update_when_the_host_reads(play):
     assert play.stack.buffered() == 0
 
 
+@pytest.mark.case("B15")
 def test_established_edge_never_moves_back_and_never_by_a_silly_bit(play):
     """The edge moves by at least a segment or stays; scaling may hide up to 15 bytes of it (RFC 7323, 2.4)."""
     play.establish(options=SCALED, buffer=4096)
@@ -80,6 +83,7 @@ def test_established_edge_never_moves_back_and_never_by_a_silly_bit(play):
     assert len(set(edges)) > 10
 
 
+@pytest.mark.case("B15")
 def test_established_unscaled_window_fills_and_reopens(play):
     play.establish(buffer=4096)
     child, sent = play.child, 0
@@ -118,6 +122,7 @@ def test_zero_window_told_and_reset_by_child(play):
     assert play.stack.buffered() == 0
 
 
+@pytest.mark.case("B16")
 def test_established_short_writes_lose_nothing(stage):
     """B16: a host socket of a few KiB takes odd parts of each segment."""
     play = stage()
@@ -184,6 +189,7 @@ def test_established_no_silly_segment_while_an_ack_is_on_its_way(stage, offload)
 
 
 @pytest.mark.parametrize("shift", [14, 15, 255])
+@pytest.mark.case("A13")
 def test_established_scale_is_at_most_fourteen(play, shift):
     """RFC 7323, 2.3."""
     play.establish(options=wire.mss(1460) + wire.NOP + wire.wscale(shift), window=1)
@@ -192,6 +198,7 @@ def test_established_scale_is_at_most_fourteen(play, shift):
     assert 16_384 - 1460 < came <= 16_384
 
 
+@pytest.mark.case("B12", "B13")
 def test_zero_window_is_probed_with_a_byte_and_back_off(play):
     """B13: the probe carries a byte, so the child must answer; RTO, doubled up to a minute; never given up."""
     play.establish(window=0)
@@ -213,6 +220,7 @@ def test_zero_window_is_probed_with_a_byte_and_back_off(play):
     assert play.stack.buffered() == 0
 
 
+@pytest.mark.case("B12")
 def test_zero_window_lost_update_is_found_by_a_probe(play):
     """B12: the child's window opens, its ACK is lost, the answer to the next probe tells it."""
     play.establish(window=1000)
@@ -226,6 +234,7 @@ def test_zero_window_lost_update_is_found_by_a_probe(play):
     assert play.child.reads(3999) == text_of(3999, 1001)
 
 
+@pytest.mark.case("B13")
 def test_zero_window_probe_byte_taken_and_still_closed_goes_on(play):
     """A child that takes the probe's byte and stays closed is probed with the next one."""
     play.establish(window=0)

@@ -109,6 +109,7 @@ def scene(play: Callable[[Scene], object]) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("size", [0, 1, 56, 1472, 8000, 65507])
+@pytest.mark.case("A20")
 def test_ping_comes_back_as_the_child_sent_it(kind: str, version: int, size: int) -> None:
     async def play(s: Scene) -> None:
         data = os.urandom(size)
@@ -208,6 +209,7 @@ def test_martian_is_prohibited_and_recorded(version: int, to: bytes) -> None:
     scene(play)
 
 
+@pytest.mark.case("C20")
 def test_multicast_is_dropped_without_an_error() -> None:
     async def play(s: Scene) -> None:
         s.echo.handle(request(4, bytes((224, 0, 0, 1))))
@@ -238,6 +240,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
+@pytest.mark.case("A20")
 def test_malformed_is_dropped(what: str) -> None:
     async def play(s: Scene) -> None:
         s.echo.handle(MALFORMED[what])

@@ -41,6 +41,7 @@ def drops(results: list[Taken]) -> list[str]:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+@pytest.mark.case("A22")
 def test_four_pieces_in_every_order(order: tuple[int, ...]) -> None:
     pieces = fragments4(PAYLOAD, 512)
     packet = whole(feed([pieces[i] for i in order]))
@@ -51,6 +52,7 @@ def test_four_pieces_in_every_order(order: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+@pytest.mark.case("A22", "A27")
 def test_four_pieces_of_ipv6_in_every_order(order: tuple[int, ...]) -> None:
     pieces = fragments6(PAYLOAD, 512)
     packet = whole(feed([pieces[i] for i in order]))
@@ -66,6 +68,7 @@ def test_header_before_the_fragment_header_stays() -> None:
     assert (packet[6], packet[40], packet[48:]) == (60, 17, PAYLOAD)
 
 
+@pytest.mark.case("A27")
 def test_next_header_is_the_first_fragments() -> None:
     first, last = fragment6(0, PAYLOAD[:512], True), fragment6(512, PAYLOAD[512:600], False, next_header=6)
     packet = whole(feed([last, first]))
@@ -73,6 +76,7 @@ def test_next_header_is_the_first_fragments() -> None:
     assert packet[6] == 17
 
 
+@pytest.mark.case("A22")
 def test_exact_duplicates_are_passed_over() -> None:
     pieces = fragments4(PAYLOAD, 512)
     results = feed([pieces[0], pieces[0], pieces[1], pieces[2], pieces[1], pieces[3]])
@@ -91,6 +95,7 @@ OVERLAPS = {
 
 @pytest.mark.parametrize("what", OVERLAPS)
 @pytest.mark.parametrize("make", [fragment4, fragment6])
+@pytest.mark.case("A22", "A27")
 def test_overlap_spoils_the_datagram_and_all_that_follows(what: str, make: object) -> None:
     pieces = fragments4(PAYLOAD, 512) if make is fragment4 else fragments6(PAYLOAD, 512)
     start, data, more = OVERLAPS[what]
@@ -113,11 +118,13 @@ def test_end_before_what_came_spoils() -> None:
 
 
 @pytest.mark.parametrize("make", [fragment4, fragment6])
+@pytest.mark.case("A21")
 def test_more_than_a_length_can_say_is_dropped(make: object) -> None:
     results = feed([make(0, bytes(1480), True), make(65512, bytes(1480), False)])  # type: ignore[operator]
     assert drops(results) == ["fragment_overflow"]
 
 
+@pytest.mark.case("A21")
 def test_largest_datagram_of_ipv4() -> None:
     payload = random.Random(1).randbytes(65515)
     packet = whole(feed(fragments4(payload, 1480)))
@@ -149,6 +156,7 @@ def test_malformed_is_dropped(what: str) -> None:
     assert len(into) == 0
 
 
+@pytest.mark.case("A27")
 def test_atomic_fragment_has_nothing_to_do_with_others() -> None:
     into = Reassembler()
     feed([fragment6(0, PAYLOAD[:512], True)], into=into)
@@ -158,6 +166,7 @@ def test_atomic_fragment_has_nothing_to_do_with_others() -> None:
     assert len(into) == 1
 
 
+@pytest.mark.case("A27")
 def test_first_fragment_without_upper_header_is_told() -> None:
     taken = Reassembler().take(fragment6(0, bytes(8), True, next_header=6), 0.0)
     assert taken.drop == "bad_fragment"
@@ -165,6 +174,7 @@ def test_first_fragment_without_upper_header_is_told() -> None:
     assert (taken.error[40], taken.error[41], taken.error[24:40]) == (4, 3, CHILD6)
 
 
+@pytest.mark.case("A27")
 def test_neighbour_discovery_in_fragments_is_dropped() -> None:
     body = b"\x87" + bytes(31)
     assert drops(feed(fragments6(body, 16, next_header=58))) == ["bad_nd"]
@@ -178,6 +188,7 @@ def test_ids_protocols_and_families_are_apart() -> None:
     assert len(into) == 4
 
 
+@pytest.mark.case("A24")
 def test_expiry_by_the_clock() -> None:
     into = Reassembler()
     into.take(fragment4(0, bytes(64), True), 0.0)
@@ -194,6 +205,7 @@ def test_late_piece_starts_anew() -> None:
     assert into.take(fragment4(0, bytes(64), True), 32.0).packet is not None
 
 
+@pytest.mark.case("A24")
 def test_flood_of_ids_is_bounded_and_the_youngest_stay() -> None:
     into = Reassembler()
     evicted = sum(into.take(fragment4(0, bytes(1480), True, ident=i), 0.0).evicted for i in range(65536))
@@ -201,6 +213,7 @@ def test_flood_of_ids_is_bounded_and_the_youngest_stay() -> None:
     assert into.take(fragment4(1480, b"end", False, ident=65535), 0.0).packet is not None
 
 
+@pytest.mark.case("A24")
 def test_flood_of_bytes_is_bounded() -> None:
     into = Reassembler()
     for ident in range(200):
@@ -209,6 +222,7 @@ def test_flood_of_bytes_is_bounded() -> None:
     assert into._bytes <= fragments.MAX_BYTES
 
 
+@pytest.mark.case("A24")
 def test_smallest_pieces_in_reverse_cost_linear_time() -> None:
     payload = random.Random(2).randbytes(8189 * 8)[:65512]
     pieces = fragments4(payload, 8)

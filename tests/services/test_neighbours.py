@@ -21,6 +21,7 @@ def arp(op: int = 1, spa: bytes = LINK.child4, tpa: bytes = LINK.gateway4, head:
     return BROADCAST + LINK.child_mac + b"\x08\x06" + body
 
 
+@pytest.mark.case("C19")
 def test_arp_request_for_the_gateway() -> None:
     frame = answer_arp(arp(), LINK).frame
     assert frame is not None
@@ -43,6 +44,7 @@ IGNORED_ARP = {
 
 
 @pytest.mark.parametrize("what", IGNORED_ARP)
+@pytest.mark.case("C19")
 def test_arp_that_is_passed_over(what: str) -> None:
     assert answer_arp(IGNORED_ARP[what], LINK) == IGNORED
 
@@ -50,6 +52,7 @@ def test_arp_that_is_passed_over(what: str) -> None:
 @pytest.mark.parametrize(
     "frame", [arp()[:14], arp()[:41], arp(head=b"\0\2\x08\0\6\4"), arp(head=b"\0\1\x08\0\6\x10"), b""]
 )
+@pytest.mark.case("C19")
 def test_arp_that_is_malformed(frame: bytes) -> None:
     assert answer_arp(frame, LINK) == BAD_ARP
 
@@ -97,6 +100,7 @@ BAD_SOLICITATIONS = {
 
 
 @pytest.mark.parametrize("what", BAD_SOLICITATIONS)
+@pytest.mark.case("A28", "C17")
 def test_nd_that_is_malformed(what: str) -> None:
     assert answer_nd(BAD_SOLICITATIONS[what], LINK) == BAD_ND
 
@@ -109,5 +113,6 @@ IGNORED_ND = {
 
 
 @pytest.mark.parametrize("what", IGNORED_ND)
+@pytest.mark.case("A28", "C28")
 def test_nd_that_is_passed_over(what: str) -> None:
     assert answer_nd(IGNORED_ND[what], LINK) == IGNORED
