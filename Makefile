@@ -8,7 +8,8 @@
 #   make lint              ruff, mypy --strict, warnings of the C compiler
 #   make asan              the scripted conversations with the C stack, under AddressSanitizer and UBSan
 #   make soak              the long tests: gigabytes, loss, thousands of flows, half an hour of mixed load
-#   make bench             all benchmarks: bench-bulk (one TCP stream), bench-start (the cost of a run), bench-npm
+#   make bench             all benchmarks: bench-bulk (one TCP stream), bench-loss (the same through loss), bench-start (the
+#                          cost of a run), bench-npm
 #   make clean             remove what was built
 
 PYTHON = $(shell tests/find_python.sh)
@@ -21,7 +22,7 @@ C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard 
 BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint asan soak bench bench-bulk bench-start bench-npm test-wheels npm-mirror clean
+.PHONY: run test lint asan soak bench bench-bulk bench-loss bench-start bench-npm test-wheels npm-mirror clean
 
 run: $(STAMPS)/build
 	@BIN="$(CURDIR)/$(BIN)" sh examples/run.sh $(CMD)
@@ -48,9 +49,9 @@ asan: $(STAMPS)/test-system $(STAMPS)/test $(STAMPS)/build
 soak: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
 	$(BIN)/python -m pytest -m soak $(PYTEST)
 
-bench: bench-start bench-bulk bench-npm
+bench: bench-start bench-bulk bench-loss bench-npm
 
-bench-bulk bench-start: bench-%: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
+bench-bulk bench-loss bench-start: bench-%: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
 	$(BIN)/python -m benches.bench_$*
 
 bench-npm: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels npm-mirror

@@ -6,6 +6,7 @@ import pytest
 
 from tests.lab.hosts import CLOSED_PORT, DEAF, UNROUTED
 from tests.lab.lab import Caller, Lab
+from tests.lab.lossy import childflow_leg, plain_leg
 from tests.lab.serve import ACTOR, ECHO
 
 ERRORS = {
@@ -78,3 +79,28 @@ def test_a_program_that_hangs_is_ended(lab: Lab, caller: Caller) -> None:
 def test_nothing_leads_out(lab: Lab, caller: Caller) -> None:
     assert caller.direct("ping", "-c1", "-W1", "198.51.100.77").status == 1
     assert lab.server.run("ip", "route", "show", "default") == ""
+
+
+@pytest.mark.parametrize("kind", ["childflow", "plain"])
+def test_a_lossy_leg_loses_whole_frames_of_the_mtu(lab: Lab, kind: str, family: int) -> None:
+    caller = lab.caller("ordinary")
+    with childflow_leg(caller) if kind == "childflow" else plain_leg(caller, lab.laptop) as leg:
+        for up, down in ((0, 0), (20, 0), (0, 20)):
+            leg.lose(up, down)
+            assert all(
+                leg.caller.direct(*lab.client("transfer", lab.server_ip(family), ACTOR, 4 << 20)).json().values()
+            )
+            counted = leg.counted()
+            assert [side["oversized"] for side in counted.values()] == [0, 0]
+            assert [side["lost"] > 0 for side in counted.values()] == [up > 0, down > 0]
+            assert all(side["passed"] > 1000 for side in counted.values())
+
+
+def test_a_lossy_leg_can_lose_pure_acknowledgements_alone(lab: Lab) -> None:
+    with plain_leg(lab.caller("ordinary"), lab.laptop) as leg:
+        leg.lose(up=500, what="acks")
+        r = leg.caller.direct("curl", "-sS", lab.url("/hello")).ok()
+        assert r.stdout == "hello from the lab\n"
+        assert leg.counted()["up"]["passed"] >= 2  # SYN and request were spared
+        leg.lose(up=1000, down=1000, what="data")
+        assert leg.caller.direct(*lab.client("connect", lab.server_ip(4), ACTOR)).json()[str(ACTOR)]["error"] is None

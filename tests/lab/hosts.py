@@ -84,7 +84,7 @@ class Wires:
     @classmethod
     def direct(cls) -> Wires:
         laptop, server = _laptop(), _host("server", {4: "198.51.100.1", 6: "2001:db8:64::1"})
-        _wire(laptop, server)
+        wire(laptop, server)
         _dress_server(server, DEAF)
         return cls(laptop, server)
 
@@ -93,8 +93,8 @@ class Wires:
         laptop, router = _laptop(), _host("router", {4: "198.51.100.1", 6: "2001:db8:64::1"})
         far = _host("router", {4: "203.0.113.1", 6: "2001:db8:113::1"}, router.place)
         server = _host("server", {4: "203.0.113.2", 6: "2001:db8:113::2"})
-        _wire(laptop, router)
-        _wire(server, far)
+        wire(laptop, router)
+        wire(server, far)
         router.sysctl("net.ipv4.ip_forward", "1")
         router.sysctl("net.ipv6.conf.all.forwarding", "1")
         _tell_every_error(router)
@@ -105,10 +105,10 @@ class Wires:
 def _host(name: str, addresses: dict[int, str], place: Place | None = None) -> Host:
     if place is None:
         place = Place(net=ns.new_network())
-    return _prepared(Host(name, place, addresses))
+    return prepared(Host(name, place, addresses))
 
 
-def _prepared(host: Host) -> Host:
+def prepared(host: Host) -> Host:
     """`lo` up; no duplicate address detection, which would make the first seconds of every lab different."""
     host.ip("link set lo up")
     for scope in ("default", "all"):
@@ -119,13 +119,13 @@ def _prepared(host: Host) -> Host:
 
 def _laptop() -> Host:
     place = Place(net=ns.new_network(), mounts=ns.new_mounts())
-    return _prepared(Host("laptop", place, {4: "198.51.100.2", 6: "2001:db8:64::2"}))
+    return prepared(Host("laptop", place, {4: "198.51.100.2", 6: "2001:db8:64::2"}))
 
 
-def _wire(near: Host, far: Host) -> None:
-    """A veth pair; `near` gets its default routes through `far`."""
-    name = f"to-{far.name}"
-    peer = f"to-{near.name}"
+def wire(near: Host, far: Host, near_device: str = "", far_device: str = "") -> None:
+    """A veth pair between the two, named after where it leads; `near` gets its default routes through `far`."""
+    name = near_device or f"to-{far.name}"
+    peer = far_device or f"to-{near.name}"
     ends = (near.place.net, far.place.net)
     argv = [
         "ip",
