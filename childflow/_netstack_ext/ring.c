@@ -27,7 +27,7 @@ static struct ring *class_get(struct ring_class *c, uint8_t size)
 	c->live++;
 	r->size = size;
 	r->capacity = c->capacity;
-	r->head = r->len = r->ahead_count = 0;
+	r->head = r->len = r->ahead_count = r->hole_count = 0;
 	return r;
 }
 
@@ -149,7 +149,7 @@ static bool interval_add(struct ring *r, struct interval in)
 			in.end = r->ahead[last].end;
 		last++;
 	}
-	if (first == last && r->ahead_count == RING_HOLES)
+	if (first == last && r->ahead_count == RING_INTERVALS)
 		return false;
 	memmove(r->ahead + first + 1, r->ahead + last, (r->ahead_count - last) * sizeof(in));
 	r->ahead[first] = in;
@@ -178,7 +178,7 @@ bool ring_insert(struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t
 		r->len += len;
 		return true;
 	}
-	if (r->ahead_count == RING_HOLES && offset > r->len)
+	if (r->ahead_count == RING_INTERVALS && offset > r->len)
 		return false;
 	write_uncovered(r, in, bytes);
 	if (offset == r->len) {

@@ -1,4 +1,5 @@
-/* ring.h: the payload that one flow holds in one direction: a byte ring, and the intervals that arrived ahead of it. */
+/* ring.h: the payload that one flow holds in one direction: a byte ring, and what of it is whole.
+ * Up, intervals that arrived ahead of a gap; down, the holes in what the child has reported (tcp_recovery.c). */
 #ifndef CHILDFLOW_RING_H
 #define CHILDFLOW_RING_H
 
@@ -6,10 +7,21 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#define RING_HOLES 16 /* intervals beyond a gap that one ring remembers */
+#include "seq.h"
+
+#define RING_INTERVALS 128 /* beyond a gap that one ring remembers; a window of 353 segments at 20 % loss has some 60 */
+#define RING_HOLES 64      /* at 10 % loss that window has some 32 */
 
 struct interval {
 	uint32_t start, end; /* bytes from the ring's first byte, start < end */
+};
+
+/* Text that was sent and not reported, before some that was. */
+struct hole {
+	seq start, end;
+	uint32_t order;        /* of its last retransmission among the flow's; 0: it was not sent again */
+	seq mark;              /* snd_max at that time */
+	bool lost;             /* to be sent again */
 };
 
 struct ring {
@@ -17,8 +29,11 @@ struct ring {
 	uint8_t size;          /* enum ring_size */
 	uint32_t capacity;     /* bytes, a power of two */
 	uint32_t head, len;    /* len bytes from head on are in order */
-	uint32_t ahead_count;
-	struct interval ahead[RING_HOLES]; /* sorted, apart from each other and from the in-order part */
+	uint32_t ahead_count, hole_count; /* one of them is 0 */
+	union { /* sorted and apart from each other; the intervals from the in-order part, too */
+		struct interval ahead[RING_INTERVALS];
+		struct hole holes[RING_HOLES];
+	};
 	uint8_t bytes[];
 };
 

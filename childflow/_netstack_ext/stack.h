@@ -45,9 +45,18 @@ struct tcb {
 	uint32_t child_window;         /* bytes from snd_una */
 	uint16_t mss;
 	uint8_t child_wscale, our_wscale, dup_acks, retries, probes, keepalives;
+	/* what was lost on its way down (tcp_recovery.c). snd_una <= sacked <= snd_max: all before it is reported or in a hole */
+	seq sacked;
+	uint32_t sent_order, delivered_order; /* retransmissions: how many, and the newest that arrived */
+	uint32_t allowance;            /* bytes that may be sent again now, with `slow` */
+	bool sack;                     /* both ends permit selective acknowledgements */
+	bool slow;                     /* after a timeout: as fast as the child acknowledges */
+	bool probed;                   /* the tail was sent again since something was last reported */
 	/* up: what we take from the child. rcv_nxt <= rcv_adv, the right edge that the child was told. */
 	seq irs, rcv_nxt, rcv_adv;
 	seq fin_seq;                   /* of a FIN that waits for text before it; valid with fin_seen */
+	seq newest_ahead;              /* of the last segment that came ahead of a gap */
+	uint8_t acks_ahead, sack_turn; /* sent at once since rcv_nxt stands; the interval to report next */
 	struct ring *up, *down;        /* NULL when empty */
 	/* RFC 6298, microseconds */
 	uint32_t srtt, rttvar, rto;
@@ -254,6 +263,8 @@ bool tcp_send_ack(struct cf_stack *st, struct flow *f);
 void tcp_ack_soon(struct cf_stack *st, struct flow *f);
 bool tcp_window_opened(const struct cf_stack *st, const struct flow *f);
 void tcp_retransmit(struct cf_stack *st, struct flow *f);
+uint32_t tcp_send_again(struct cf_stack *st, struct flow *f, seq from, uint32_t len);
+uint32_t tcp_loss_timeout(const struct flow *f);
 void tcp_send_probe(struct cf_stack *st, struct flow *f);
 void tcp_send_keepalive(struct cf_stack *st, struct flow *f);
 void tcp_send_reset(struct cf_stack *st, struct flow *f);
@@ -264,6 +275,16 @@ void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *tex
 void tcp_arm_persist(struct cf_stack *st, struct flow *f);
 void tcp_rtt_sample(struct flow *f, uint64_t now);
 void tcp_free(struct cf_stack *st, struct flow *f);
+/* tcp_recovery.c: what was lost on its way to the child */
+bool tcp_take_sack(struct flow *f, const struct tcp_options *o);
+void tcp_forget_acked(struct flow *f);
+void tcp_forget_holes(struct flow *f);
+void tcp_infer_losses(struct flow *f);
+bool tcp_send_lost(struct cf_stack *st, struct flow *f);
+void tcp_lose_all(struct flow *f);
+bool tcp_probe_tail(struct cf_stack *st, struct flow *f);
+uint32_t tcp_sack_options(struct flow *f, uint8_t *p);
+
 enum tcp_event { GOT_CHILD_FIN, SENT_FIN, FIN_ACKED, CHILD_ABORTED, TCP_EVENTS };
 void tcp_move(struct flow *f, enum tcp_event event);
 

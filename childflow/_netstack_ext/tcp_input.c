@@ -15,6 +15,7 @@
 /* A segment being looked at: the part of it that is inside the window. */
 struct segment {
 	const struct tcp_view *tcp;
+	const struct tcp_options *options;
 	seq seq;
 	const uint8_t *text;
 	uint32_t text_len;
@@ -56,13 +57,14 @@ static void init_tcb(struct cf_stack *st, struct flow *f, const struct tcp_view 
 {
 	struct tcb *t = &f->tcp;
 
-	t->iss = t->snd_una = t->snd_nxt = t->snd_max = t->recover = initial_sequence(st, f);
+	t->iss = t->snd_una = t->snd_nxt = t->snd_max = t->recover = t->sacked = initial_sequence(st, f);
 	t->irs = tcp->seq;
 	t->rcv_nxt = t->rcv_adv = seq_add(tcp->seq, 1);
 	t->snd_wl1 = tcp->seq;
 	t->snd_wl2 = t->iss;
 	t->child_window = tcp->window;
 	t->mss = clamp_mss(st, f, o->mss);
+	t->sack = o->sack_permitted;
 	f->window_scaling = o->has_window_scale;
 	t->child_wscale = o->window_scale;
 	t->our_wscale = o->has_window_scale ? window_scale(st->cfg.flow_window) : 0;
@@ -238,13 +240,25 @@ static void advance_una(struct cf_stack *st, struct flow *f, seq ack)
 		t->recover = ack; /* kept close, or it would wrap to the other side */
 	t->snd_una = ack;
 	t->snd_nxt = seq_max(t->snd_nxt, ack);
+	t->slow = t->slow && seq_before(ack, t->recover);
+	t->allowance += 2 * acked;
 	if (t->timed_at && !seq_before(ack, t->timed_seq))
 		tcp_rtt_sample(f, st->now);
 	t->retries = t->dup_acks = 0;
+	tcp_forget_acked(f);
 	take_acked(st, f, acked);
-	t->rtx_at = seq_eq(t->snd_una, t->snd_max) ? NEVER : st->now + t->rto;
-	if (in_recovery && seq_before(ack, t->recover))
+	if (in_recovery && seq_before(ack, t->recover) && !(t->sack && t->down))
 		tcp_retransmit(st, f); /* a partial ACK: the next hole (RFC 6582) */
+}
+
+/* The child has reported something new: what it says of the rest, and from now on how long to wait for that. */
+static void after_progress(struct cf_stack *st, struct flow *f)
+{
+	struct tcb *t = &f->tcp;
+
+	tcp_infer_losses(f);
+	t->probed = false;
+	t->rtx_at = seq_eq(t->snd_una, t->snd_max) ? NEVER : st->now + tcp_loss_timeout(f);
 }
 
 static void count_duplicate_ack(struct cf_stack *st, struct flow *f, const struct segment *s, uint32_t old_window)
@@ -254,6 +268,8 @@ static void count_duplicate_ack(struct cf_stack *st, struct flow *f, const struc
 	if (s->text_len > 0 || s->fin || old_window != t->child_window || seq_eq(t->snd_una, t->snd_max))
 		return;
 	if (t->child_window == 0) /* the answer to a probe */
+		return;
+	if (s->options->sack_count > 0) /* it says more than a count (RFC 6675); of what came twice, perhaps (RFC 2883) */
 		return;
 	if (t->dup_acks < 255)
 		t->dup_acks++;
@@ -272,7 +288,7 @@ static bool finish_handshake(struct cf_stack *st, struct flow *f, const struct s
 		return false;
 	}
 	f->state = ESTABLISHED;
-	f->tcp.snd_una = f->tcp.snd_max;
+	f->tcp.snd_una = f->tcp.sacked = f->tcp.snd_max;
 	f->tcp.rtx_at = NEVER;
 	f->tcp.retries = 0;
 	if (f->tcp.timed_at)
@@ -285,6 +301,7 @@ static bool check_ack(struct cf_stack *st, struct flow *f, struct segment *s)
 {
 	struct tcb *t = &f->tcp;
 	uint32_t old_window = t->child_window;
+	seq una = t->snd_una;
 
 	if (!(s->tcp->flags & TCP_ACK)) {
 		drop(st, CF_DROP_BAD_FLAGS);
@@ -303,10 +320,13 @@ static bool check_ack(struct cf_stack *st, struct flow *f, struct segment *s)
 		advance_una(st, f, s->tcp->ack);
 	else if (seq_eq(s->tcp->ack, t->snd_una))
 		count_duplicate_ack(st, f, s, old_window);
+	if ((t->sack && tcp_take_sack(f, s->options)) || seq_after(t->snd_una, una))
+		after_progress(st, f);
 	if (t->child_window > 0 && t->persist_at != NEVER) {
 		t->persist_at = NEVER;
 		t->probes = 0;
 		t->snd_nxt = t->snd_una; /* the probe's byte may not have been taken */
+		tcp_forget_holes(f);
 	}
 	list_push(st, LIST_READY, f);
 	return true;
@@ -379,7 +399,9 @@ static bool reopens(const struct flow *f, const struct tcp_view *tcp)
 void tcp_input(struct cf_stack *st, const struct ip_view *ip, const struct tcp_view *tcp)
 {
 	struct flow *f = flow_find(st, PROTO_TCP, ip->address_len, tcp->child_port, ip->dst, tcp->remote_port);
-	struct segment s = {tcp, tcp->seq, tcp->text, tcp->text_len, (tcp->flags & TCP_FIN) != 0};
+	struct tcp_options options;
+	struct segment s = {tcp, &options, tcp->seq, tcp->text, tcp->text_len, (tcp->flags & TCP_FIN) != 0};
+	int why;
 
 	if (f && reopens(f, tcp)) {
 		if (f->tcp.up)
@@ -392,6 +414,7 @@ void tcp_input(struct cf_stack *st, const struct ip_view *ip, const struct tcp_v
 		no_flow(st, ip, tcp);
 		return;
 	}
+	tcp_options_view(&options, tcp, &why); /* inside a connection what can be read of them counts, as Linux has it */
 	f->active_at = st->now;
 	f->tcp.keepalives = 0;
 	if (f->state == PARKED || f->state == CONNECTING) {

@@ -2,12 +2,12 @@
  *
  * Invariants: snd_una <= snd_nxt <= snd_max; the down ring holds the text from snd_una on; the FIN, once the host is at its
  *             end, is the sequence number behind that text. rcv_adv never moves back: the window that was told is kept.
- * Not here:   when to send again (tcp_timer.c), where the bytes come from (tcp_splice.c). */
+ * Not here:   when to send again (tcp_timer.c), what (tcp_recovery.c), where the bytes come from (tcp_splice.c). */
 #include <string.h>
 
 #include "stack.h"
 
-#define OPTIONS_MAX 8
+#define OPTIONS_MAX 40
 
 /* --- the window we tell ----------------------------------------------------------------------------------- */
 
@@ -56,25 +56,38 @@ bool tcp_window_opened(const struct cf_stack *st, const struct flow *f)
 
 /* --- one segment ------------------------------------------------------------------------------------------ */
 
+/* Only what the child offered (RFC 7323, 2.2; RFC 2018, 2). */
 static uint32_t put_syn_options(const struct cf_stack *st, const struct flow *f, uint8_t *p)
 {
+	const uint8_t *start = p;
+
 	p[0] = TCP_OPTION_MSS;
 	p[1] = 4;
 	put16(p + 2, own_mss(st, f));
-	if (!f->window_scaling)
-		return 4;
-	p[4] = TCP_OPTION_NOP;
-	p[5] = TCP_OPTION_WINDOW_SCALE;
-	p[6] = 3;
-	p[7] = f->tcp.our_wscale;
-	return 8;
+	p += 4;
+	if (f->tcp.sack) {
+		memcpy(p, (uint8_t[]){TCP_OPTION_NOP, TCP_OPTION_NOP, TCP_OPTION_SACK_PERMITTED, 2}, 4);
+		p += 4;
+	}
+	if (f->window_scaling) {
+		memcpy(p, (uint8_t[]){TCP_OPTION_NOP, TCP_OPTION_WINDOW_SCALE, 3, f->tcp.our_wscale}, 4);
+		p += 4;
+	}
+	return (uint32_t)(p - start);
+}
+
+static uint32_t put_options(const struct cf_stack *st, struct flow *f, uint8_t flags, uint32_t text_len, uint8_t *p)
+{
+	if (flags & TCP_SYN)
+		return put_syn_options(st, f, p);
+	return flags == TCP_ACK && text_len == 0 ? tcp_sack_options(f, p) : 0;
 }
 
 static bool send_segment(struct cf_stack *st, struct flow *f, seq at, uint8_t flags, uint32_t offset, uint32_t len)
 {
 	struct frame_out out;
 	uint8_t options[OPTIONS_MAX], *p;
-	uint32_t options_len = flags & TCP_SYN ? put_syn_options(st, f, options) : 0;
+	uint32_t options_len = put_options(st, f, flags, len, options);
 	uint32_t header_len = TCP_HEADER_LEN + options_len;
 	seq told = f->tcp.rcv_adv;
 
@@ -122,29 +135,34 @@ static void after_send(struct cf_stack *st, struct flow *f, seq end)
 	}
 	t->snd_nxt = end;
 	t->snd_max = seq_max(t->snd_max, end);
-	if (t->rtx_at == NEVER)
-		t->rtx_at = st->now + t->rto;
+	if (st->now + tcp_loss_timeout(f) < t->rtx_at)
+		t->rtx_at = st->now + tcp_loss_timeout(f);
+}
+
+/* Bytes of text in the largest frame for this flow: whole segments. */
+static uint32_t frame_max(const struct cf_stack *st, const struct flow *f)
+{
+	uint32_t frame = st->max_payload / f->tcp.mss * f->tcp.mss;
+
+	return !st->cfg.offload || frame < f->tcp.mss ? f->tcp.mss : frame;
 }
 
 /* How much text may go in the next frame: what is there, what the window takes, what a frame takes; 0 to wait. */
 static uint32_t next_len(const struct cf_stack *st, const struct flow *f, uint32_t sent)
 {
 	uint32_t unsent = down_len(f) - sent, window = f->tcp.child_window > sent ? f->tcp.child_window - sent : 0;
-	uint32_t frame = st->max_payload / f->tcp.mss * f->tcp.mss, len = unsent < window ? unsent : window;
+	uint32_t len = unsent < window ? unsent : window, frame = frame_max(st, f);
 
-	if (frame < f->tcp.mss)
-		frame = f->tcp.mss;
-	if (!st->cfg.offload)
-		frame = f->tcp.mss;
 	return len < frame ? len : frame;
 }
 
-/* Send what the window takes from snd_nxt on; the FIN rides on the last segment. */
+/* Send what is lost, then what the window takes from snd_nxt on; the FIN rides on the last segment. */
 void tcp_output(struct cf_stack *st, struct flow *f)
 {
 	struct tcb *t = &f->tcp;
+	bool wait = !tcp_send_lost(st, f) || t->slow;
 
-	while (!st->tap_gone) {
+	while (!st->tap_gone && !wait) {
 		uint32_t sent = (uint32_t)seq_diff(t->snd_nxt, t->snd_una), text = down_len(f);
 		uint32_t len = sent < text ? next_len(st, f, sent) : 0;
 		bool fin = may_send_fin(f) && sent + len == text;
@@ -170,22 +188,40 @@ void tcp_output(struct cf_stack *st, struct flow *f)
 		tcp_arm_persist(st, f);
 }
 
+/* Send up to @len sequence numbers from @from on, which were sent before, in one frame. Returns how many went; 0 when the TAP
+ * takes nothing now. */
+uint32_t tcp_send_again(struct cf_stack *st, struct flow *f, seq from, uint32_t len)
+{
+	struct tcb *t = &f->tcp;
+	uint32_t offset = (uint32_t)seq_diff(from, t->snd_una), text = down_len(f) - offset, n = len < text ? len : text;
+	bool fin;
+
+	if (n > frame_max(st, f))
+		n = frame_max(st, f);
+	fin = n == text && len > n && may_send_fin(f);
+	if (n + fin == 0)
+		return 0;
+	t->timed_at = 0; /* Karn: an answer now could be to either sending */
+	if (!send_segment(st, f, from, (uint8_t)(TCP_ACK | (fin ? TCP_FIN : 0)), offset, n)) {
+		list_push(st, LIST_READY, f);
+		return 0;
+	}
+	return n + fin;
+}
+
 /* Send the first unacknowledged segment again, whatever snd_nxt is. */
 void tcp_retransmit(struct cf_stack *st, struct flow *f)
 {
 	struct tcb *t = &f->tcp;
-	uint32_t in_flight = (uint32_t)seq_diff(t->snd_max, t->snd_una), text = down_len(f), len = next_len(st, f, 0);
-	bool fin;
+	uint32_t in_flight = (uint32_t)seq_diff(t->snd_max, t->snd_una), text = down_len(f);
 
 	if (f->state == SYN_RECEIVED) {
 		send_segment(st, f, t->iss, TCP_SYN | TCP_ACK, 0, 0);
 		return;
 	}
-	if (len > in_flight)
-		len = in_flight;
-	fin = may_send_fin(f) && len == text && in_flight > text;
-	if (len > 0 || fin)
-		send_segment(st, f, t->snd_una, (uint8_t)(TCP_ACK | (fin ? TCP_FIN : 0)), 0, len);
+	if (in_flight > t->child_window && text > t->child_window)
+		in_flight = t->child_window; /* taken back since */
+	tcp_send_again(st, f, t->snd_una, in_flight);
 	t->rtx_at = st->now + t->rto;
 }
 

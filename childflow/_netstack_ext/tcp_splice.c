@@ -12,6 +12,7 @@
 #include "stack.h"
 
 #define DISCARDS 16 /* reads that are thrown away before the others have their turn */
+#define ACKS_AHEAD 3 /* RFC 5681's duplicates that mean a loss */
 #define PULL_BUDGET (1u << 20) /* bytes that one flow may bring down before the others have their turn */
 
 /* --- the host connection's coming and going --------------------------------------------------------------- */
@@ -158,25 +159,40 @@ static void keep(struct cf_stack *st, struct flow *f, uint32_t ahead, const uint
 	release_up(st, f);
 }
 
+/* What comes ahead of a gap is answered at once, each time, since the child counts that (RFC 5681, 4.2). With SACK three are
+ * enough: the next one tells of all that came meanwhile. */
+static void acknowledge(struct cf_stack *st, struct flow *f, bool ahead)
+{
+	struct tcb *t = &f->tcp;
+
+	if (!ahead)
+		t->acks_ahead = 0;
+	if (!ahead || (t->sack && t->acks_ahead == ACKS_AHEAD) || !tcp_send_ack(st, f))
+		tcp_ack_soon(st, f);
+	else if (t->acks_ahead < ACKS_AHEAD)
+		t->acks_ahead++;
+}
+
 /* Text that check_sequence has cut to the window. */
 void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len)
 {
-	uint32_t ahead = (uint32_t)seq_diff(at, f->tcp.rcv_nxt), taken = 0;
+	struct tcb *t = &f->tcp;
+	uint32_t ahead = (uint32_t)seq_diff(at, t->rcv_nxt), taken = 0;
 	struct iovec iov = {(void *)(uintptr_t)text, len};
 
-	if (ahead == 0 && !f->tcp.up && f->host_writable) {
+	if (ahead == 0 && !t->up && f->host_writable) {
 		taken = host_send(st, f, &iov, 1);
-		f->tcp.rcv_nxt = seq_add(f->tcp.rcv_nxt, taken);
+		t->rcv_nxt = seq_add(t->rcv_nxt, taken);
 	}
 	if (f->send_error) {
 		drop(st, CF_DROP_CLOSED_DIRECTION);
 		return;
 	}
+	if (ahead > 0)
+		t->newest_ahead = at;
 	if (taken < len)
 		keep(st, f, ahead, text + taken, len - taken);
-	/* ahead: at once and one for each, since the child counts them (RFC 5681, 4.2) */
-	if (ahead == 0 || !tcp_send_ack(st, f))
-		tcp_ack_soon(st, f);
+	acknowledge(st, f, ahead > 0);
 }
 
 static void flush_up(struct cf_stack *st, struct flow *f)

@@ -2,6 +2,7 @@
 #include "stack.h"
 
 #define RTO_MIN_US (200 * US_PER_MS)   /* below RFC 6298's 1 s: the path to the child is this host's memory */
+#define TAIL_MIN_US (10 * US_PER_MS)   /* RFC 8985 has 2 RTT; the child's process and ours may wait for a core meanwhile */
 #define RTO_MAX_US (60 * US_PER_S)
 #define RETRIES_MAX 15                 /* as Linux's tcp_retries2: some 15 minutes */
 #define SYN_RETRIES_MAX 5              /* as Linux's tcp_synack_retries */
@@ -30,6 +31,18 @@ void tcp_rtt_sample(struct flow *f, uint64_t now)
 		t->rto = RTO_MIN_US;
 	if (t->rto > RTO_MAX_US)
 		t->rto = RTO_MAX_US;
+}
+
+/* How long to wait for an answer to what is on its way: at first only until the tail is sent again (RFC 8985, 7.2). The
+ * answer to one segment alone may be delayed. */
+uint32_t tcp_loss_timeout(const struct flow *f)
+{
+	const struct tcb *t = &f->tcp;
+	uint32_t tail = 2 * t->srtt > TAIL_MIN_US ? 2 * t->srtt : TAIL_MIN_US;
+
+	if (!t->sack || t->probed || t->retries > 0 || t->srtt == 0 || seq_diff(t->snd_max, t->snd_una) <= t->mss)
+		return t->rto;
+	return tail < t->rto ? tail : t->rto;
 }
 
 static void back_off(struct tcb *t)
@@ -70,8 +83,13 @@ static void retransmission_timeout(struct cf_stack *st, struct flow *f)
 
 	if (t->child_window == 0 && t->down) { /* taken back after we sent: probe instead (RFC 9293, 3.8.6) */
 		t->snd_nxt = t->snd_una;
+		tcp_forget_holes(f);
 		t->rtx_at = NEVER;
 		tcp_arm_persist(st, f);
+		return;
+	}
+	if (tcp_probe_tail(st, f)) {
+		t->rtx_at = st->now + t->rto;
 		return;
 	}
 	if (t->retries++ >= (f->state == SYN_RECEIVED ? SYN_RETRIES_MAX : RETRIES_MAX)) {
@@ -81,7 +99,12 @@ static void retransmission_timeout(struct cf_stack *st, struct flow *f)
 	back_off(t);
 	t->dup_acks = 0;
 	t->recover = t->snd_max;
-	tcp_retransmit(st, f);
+	if (t->sack && t->down) {
+		tcp_lose_all(f);
+		tcp_send_lost(st, f);
+	} else {
+		tcp_retransmit(st, f);
+	}
 	t->rtx_at = st->now + t->rto;
 }
 

@@ -204,6 +204,12 @@ bool tcp_view(struct tcp_view *v, const struct ip_view *ip, enum transport_check
 
 #define WINDOW_SCALE_MAX 14 /* RFC 7323, 2.3 */
 
+static void sack_take(struct tcp_options *o, const uint8_t *p)
+{
+	for (const uint8_t *end = p + p[1], *block = p + 2; end - block >= 8 && o->sack_count < SACK_BLOCKS_MAX; block += 8)
+		o->sack[o->sack_count++] = (struct sack_block){seq_of(be32(block)), seq_of(be32(block + 4))};
+}
+
 static void tcp_option_take(struct tcp_options *o, const uint8_t *p)
 {
 	if (p[0] == TCP_OPTION_MSS && p[1] == 4) {
@@ -211,6 +217,10 @@ static void tcp_option_take(struct tcp_options *o, const uint8_t *p)
 	} else if (p[0] == TCP_OPTION_WINDOW_SCALE && p[1] == 3) {
 		o->has_window_scale = true;
 		o->window_scale = p[2] > WINDOW_SCALE_MAX ? WINDOW_SCALE_MAX : p[2];
+	} else if (p[0] == TCP_OPTION_SACK_PERMITTED && p[1] == 2) {
+		o->sack_permitted = true;
+	} else if (p[0] == TCP_OPTION_SACK && (p[1] - 2) % 8 == 0) {
+		sack_take(o, p);
 	}
 }
 
@@ -218,7 +228,8 @@ bool tcp_options_view(struct tcp_options *o, const struct tcp_view *tcp, int *wh
 {
 	const uint8_t *p = tcp->options, *end = p + tcp->options_len;
 
-	*o = (struct tcp_options){0};
+	o->mss = o->sack_count = 0;
+	o->has_window_scale = o->sack_permitted = false;
 	while (p < end && *p != TCP_OPTION_END) {
 		if (*p == TCP_OPTION_NOP) {
 			p++;

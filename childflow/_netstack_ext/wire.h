@@ -40,6 +40,9 @@
 #define TCP_OPTION_NOP 1
 #define TCP_OPTION_MSS 2
 #define TCP_OPTION_WINDOW_SCALE 3
+#define TCP_OPTION_SACK_PERMITTED 4
+#define TCP_OPTION_SACK 5
+#define SACK_BLOCKS_MAX 4       /* that 40 bytes of options take (RFC 2018, 3) */
 
 static inline uint16_t be16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
 static inline uint32_t be32(const uint8_t *p) { return (uint32_t)be16(p) << 16 | be16(p + 2); }
@@ -79,9 +82,15 @@ struct tcp_view {
 	uint32_t text_len;
 };
 
+struct sack_block {
+	seq start, end;                /* end is the first one not received */
+};
+
 struct tcp_options {
 	uint16_t mss;                  /* 0: not given */
-	bool has_window_scale;
+	bool has_window_scale, sack_permitted;
+	uint8_t sack_count;
+	struct sack_block sack[SACK_BLOCKS_MAX];
 	uint8_t window_scale;          /* at most 14 (RFC 7323, 2.3) */
 };
 

@@ -38,7 +38,7 @@ def test_parked_attach_scales_only_if_asked(play):
     play.connect().opens(wire.mss(1460) + NOP + wire.wscale(7) + SACK_PERMITTED + TIMESTAMPS)
     play.attach()
     s = play.child.gets(SYN | ACK, window=65535)
-    assert s.options == wire.mss(1460) + NOP + wire.wscale(4)  # 512 KiB; neither SACK nor timestamps are ours
+    assert s.options == wire.mss(1460) + NOP + NOP + SACK_PERMITTED + NOP + wire.wscale(4)  # 512 KiB; no timestamps
     play.child.sends(ACK)
     play.child.gets(ACK, seq=1, ack=1, window=512 * 1024 >> 4)  # a SYN can't tell the whole window
 

@@ -1,0 +1,276 @@
+/* tcp_recovery.c: which text was lost on its way to the child, and sending just that again.
+ *
+ * The child reports what it has with selective acknowledgements (RFC 2018); between the reports lie holes, kept in the down
+ * ring. A hole that was never sent again is lost once enough lies behind it (RFC 6675's DupThresh). One that was sent again
+ * is lost again once something arrived that was sent later: RFC 8985's thought, with the order of sending in place of its
+ * time, since the path to the child does not reorder. Where nothing later was sent, the timer sends the tail (RFC 8985, 7).
+ * After a timeout the child sets the pace: as many bytes go again as it reports, twice over (RFC 5681's slow start).
+ * Up, the same option reports our own gaps to the child.
+ * Invariants: holes are sorted, apart, within snd_una..sacked; without a down ring there are none.
+ * Not here: recovery of a child that permits no SACK (tcp_input.c counts its ACKs), the timer (tcp_timer.c). */
+#include <string.h>
+
+#include "stack.h"
+
+#define DUP_THRESHOLD 3 /* segments (RFC 6675) */
+
+static bool order_before(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
+
+/* --- the list --------------------------------------------------------------------------------------------- */
+
+static void remove_hole(struct ring *r, uint32_t i)
+{
+	r->hole_count--;
+	memmove(r->holes + i, r->holes + i + 1, (r->hole_count - i) * sizeof(r->holes[0]));
+}
+
+static bool insert_hole(struct ring *r, uint32_t i, struct hole h)
+{
+	if (r->hole_count == RING_HOLES)
+		return false;
+	memmove(r->holes + i + 1, r->holes + i, (r->hole_count - i) * sizeof(r->holes[0]));
+	r->holes[i] = h;
+	r->hole_count++;
+	return true;
+}
+
+void tcp_forget_holes(struct flow *f)
+{
+	if (f->tcp.down)
+		f->tcp.down->hole_count = 0;
+	f->tcp.sacked = f->tcp.snd_una;
+}
+
+/* --- what the child reports ------------------------------------------------------------------------------- */
+
+static void note_delivery(struct tcb *t, const struct hole *h)
+{
+	if (h->order && order_before(t->delivered_order, h->order))
+		t->delivered_order = h->order;
+}
+
+/* @b covers part of the hole at @i. Returns how many holes the place then has. */
+static uint32_t cut_hole(struct tcb *t, uint32_t i, struct sack_block b)
+{
+	struct ring *r = t->down;
+	struct hole *h = &r->holes[i], rest = *h;
+
+	note_delivery(t, h);
+	if (!seq_after(b.start, h->start)) {
+		if (!seq_before(b.end, h->end)) {
+			remove_hole(r, i);
+			return 0;
+		}
+		h->start = b.end;
+		return 1;
+	}
+	h->end = b.start;
+	h->lost = h->lost || h->order; /* it was sent before the part that arrived */
+	if (!seq_before(b.end, rest.end))
+		return 1;
+	rest.start = b.end;
+	return insert_hole(r, i + 1, rest) ? 2 : 1;
+}
+
+static bool block_is_news(const struct tcb *t, struct sack_block b)
+{
+	return seq_after(b.start, t->snd_una) && seq_after(b.end, b.start) && !seq_after(b.end, t->snd_max);
+}
+
+/* Returns the bytes that were not reported before. */
+static uint32_t take_block(struct tcb *t, struct sack_block b)
+{
+	struct ring *r = t->down;
+	uint32_t news = 0;
+
+	for (uint32_t i = 0; i < r->hole_count && seq_after(b.end, r->holes[i].start);) {
+		seq from = seq_max(b.start, r->holes[i].start), to = seq_before(b.end, r->holes[i].end) ? b.end : r->holes[i].end;
+
+		if (seq_before(from, to)) {
+			news += (uint32_t)seq_diff(to, from);
+			i += cut_hole(t, i, b);
+		} else {
+			i++;
+		}
+	}
+	if (!seq_after(b.end, t->sacked))
+		return news;
+	if (seq_after(b.start, t->sacked) && !insert_hole(r, r->hole_count, (struct hole){.start = t->sacked, .end = b.start}))
+		return news; /* as if it had not come */
+	news += (uint32_t)seq_diff(b.end, seq_max(b.start, t->sacked));
+	t->sacked = b.end;
+	return news;
+}
+
+/* True when the child reports something new. */
+bool tcp_take_sack(struct flow *f, const struct tcp_options *o)
+{
+	uint32_t news = 0;
+
+	for (int i = 0; f->tcp.down && i < o->sack_count; i++)
+		if (block_is_news(&f->tcp, o->sack[i]))
+			news += take_block(&f->tcp, o->sack[i]);
+	f->tcp.allowance += 2 * news;
+	return news > 0;
+}
+
+/* snd_una has moved. */
+void tcp_forget_acked(struct flow *f)
+{
+	struct tcb *t = &f->tcp;
+	struct ring *r = t->down;
+
+	t->sacked = seq_max(t->sacked, t->snd_una);
+	while (r && r->hole_count > 0 && seq_before(r->holes[0].start, t->snd_una)) {
+		note_delivery(t, &r->holes[0]);
+		if (seq_after(r->holes[0].end, t->snd_una)) {
+			r->holes[0].start = t->snd_una;
+			return;
+		}
+		remove_hole(r, 0);
+	}
+}
+
+/* --- what is lost ----------------------------------------------------------------------------------------- */
+
+static bool is_lost(const struct tcb *t, const struct hole *h)
+{
+	if (h->order)
+		return order_before(h->order, t->delivered_order) || seq_after(t->sacked, h->mark);
+	return t->probed || seq_diff(t->sacked, h->end) >= DUP_THRESHOLD * t->mss;
+}
+
+void tcp_infer_losses(struct flow *f)
+{
+	struct ring *r = f->tcp.down;
+
+	for (uint32_t i = 0; r && i < r->hole_count; i++)
+		r->holes[i].lost = r->holes[i].lost || is_lost(&f->tcp, &r->holes[i]);
+}
+
+/* The timer has run out: nothing that was not reported is on its way. A child that stays silent may have thrown away what it
+ * had reported (RFC 2018, 8). */
+void tcp_lose_all(struct flow *f)
+{
+	struct tcb *t = &f->tcp;
+
+	if (!t->down)
+		return;
+	if (t->retries > 1)
+		tcp_forget_holes(f);
+	if (seq_before(t->sacked, t->snd_max) &&
+	    insert_hole(t->down, t->down->hole_count, (struct hole){.start = t->sacked, .end = t->snd_max}))
+		t->sacked = t->snd_max;
+	for (uint32_t i = 0; i < t->down->hole_count; i++)
+		t->down->holes[i].lost = true;
+	t->slow = true;
+	t->allowance = t->mss;
+}
+
+/* --- sending it again ------------------------------------------------------------------------------------- */
+
+/* Part of the hole at @i was sent; the rest waits for its turn. */
+static void split_sent(struct tcb *t, uint32_t i, seq end)
+{
+	struct hole rest = t->down->holes[i];
+
+	rest.start = end;
+	if (seq_before(end, rest.end) && insert_hole(t->down, i + 1, rest))
+		t->down->holes[i].end = end;
+}
+
+/* False when the TAP or the pace allows no more. */
+static bool send_hole(struct cf_stack *st, struct flow *f, uint32_t i)
+{
+	struct tcb *t = &f->tcp;
+	struct hole *h = &t->down->holes[i];
+	uint32_t len = (uint32_t)seq_diff(h->end, h->start), most = t->slow && t->allowance < len ? t->allowance : len, sent = 0;
+
+	while (sent < most) {
+		uint32_t n = tcp_send_again(st, f, seq_add(h->start, sent), most - sent);
+
+		if (n == 0)
+			break;
+		sent += n;
+	}
+	if (sent == 0)
+		return false;
+	if (t->slow)
+		t->allowance -= sent;
+	split_sent(t, i, seq_add(h->start, sent));
+	h->order = ++t->sent_order;
+	h->mark = t->snd_max;
+	h->lost = false;
+	return sent == len;
+}
+
+/* Send what is lost; false when some of it still waits. */
+bool tcp_send_lost(struct cf_stack *st, struct flow *f)
+{
+	struct ring *r = f->tcp.down;
+
+	for (uint32_t i = 0; r && i < r->hole_count; i++)
+		if (r->holes[i].lost && !send_hole(st, f, i))
+			return false;
+	return true;
+}
+
+/* Before the timer backs off: once, what was sent again and not reported, and the last segment, whose report shows any hole
+ * (RFC 8985, 7.3). False when there is nothing to probe with. */
+bool tcp_probe_tail(struct cf_stack *st, struct flow *f)
+{
+	struct tcb *t = &f->tcp;
+	uint32_t left = (uint32_t)seq_diff(t->snd_max, t->sacked), len = left < t->mss ? left : t->mss;
+
+	if (!t->sack || t->probed || t->retries > 0 || !t->down)
+		return false;
+	t->probed = true;
+	for (uint32_t i = 0; i < t->down->hole_count; i++)
+		t->down->holes[i].lost = true;
+	tcp_send_lost(st, f);
+	if (len > 0)
+		tcp_send_again(st, f, seq_of(t->snd_max.n - len), len);
+	return true;
+}
+
+/* --- our own gaps, told to the child ---------------------------------------------------------------------- */
+
+static uint8_t *put_block(uint8_t *p, const struct tcb *t, const struct interval *in)
+{
+	put32(p, t->rcv_nxt.n + (in->start - t->up->len));
+	put32(p + 4, t->rcv_nxt.n + (in->end - t->up->len));
+	return p + 8;
+}
+
+static uint32_t interval_of(const struct tcb *t, seq at)
+{
+	uint32_t offset = t->up->len + (uint32_t)seq_diff(at, t->rcv_nxt), i = 0;
+
+	while (i < t->up->ahead_count && t->up->ahead[i].end <= offset)
+		i++;
+	return i;
+}
+
+/* The SACK option for an ACK, at @p: first the interval that came last (RFC 2018, 4), then others in turn, so that each is told
+ * more than once. Returns its length, a multiple of 4; 0 without a gap. */
+uint32_t tcp_sack_options(struct flow *f, uint8_t *p)
+{
+	struct tcb *t = &f->tcp;
+	uint32_t count = t->up ? t->up->ahead_count : 0, first, blocks = count < SACK_BLOCKS_MAX ? count : SACK_BLOCKS_MAX;
+	uint8_t *block = p + 4;
+
+	if (!t->sack || count == 0)
+		return 0;
+	first = interval_of(t, t->newest_ahead) % count;
+	block = put_block(block, t, &t->up->ahead[first]);
+	for (uint32_t i = 1; i < blocks; i++) {
+		t->sack_turn = (uint8_t)((t->sack_turn + 1) % count);
+		if (t->sack_turn == first)
+			t->sack_turn = (uint8_t)((t->sack_turn + 1) % count);
+		block = put_block(block, t, &t->up->ahead[t->sack_turn]);
+	}
+	p[0] = p[1] = TCP_OPTION_NOP;
+	p[2] = TCP_OPTION_SACK;
+	p[3] = (uint8_t)(2 + 8 * blocks);
+	return (uint32_t)(block - p);
+}
