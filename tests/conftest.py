@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab import enter
 from tests.lab.hosts import FAMILIES, Wires
+from tests.lab.internet import NARROW, Internet
 from tests.lab.lab import Caller, Lab, outside
 from tests.lab.processes import CALLERS
 
@@ -45,6 +46,20 @@ def routed_map(namespaces: None) -> Iterator[Lab]:
     lab.close()
 
 
+@pytest.fixture(scope="session")
+def internet_map(namespaces: None) -> Iterator[Internet]:
+    lab = Internet()
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="session")
+def narrow_map(namespaces: None) -> Iterator[Internet]:
+    lab = Internet(NARROW)
+    yield lab
+    lab.close()
+
+
 @pytest.fixture
 def lab(direct_map: Lab) -> Iterator[Lab]:
     """Laptop and server on one wire."""
@@ -57,6 +72,22 @@ def routed_lab(routed_map: Lab) -> Iterator[Lab]:
     """Laptop and server with a router between."""
     yield routed_map
     routed_map.restore()
+
+
+@pytest.fixture
+def internet(internet_map: Internet) -> Iterator[Internet]:
+    """A server that accepts for every address, and says what arrived."""
+    internet_map.restore()
+    yield internet_map
+    internet_map.restore()
+
+
+@pytest.fixture
+def narrow_internet(narrow_map: Internet) -> Iterator[Internet]:
+    """The same behind a router that passes 1280 bytes."""
+    narrow_map.restore()
+    yield narrow_map
+    narrow_map.restore()
 
 
 @pytest.fixture(params=CALLERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.hosts import CLOSED_PORT, DEAF, UNROUTED
+from tests.lab.internet import Internet
 from tests.lab.lab import Caller, Lab
 from tests.lab.lossy import childflow_leg, plain_leg
 from tests.lab.serve import ACTOR, ECHO
@@ -104,3 +105,52 @@ def test_a_lossy_leg_can_lose_pure_acknowledgements_alone(lab: Lab) -> None:
         assert leg.counted()["up"]["passed"] >= 2  # SYN and request were spared
         leg.lose(up=1000, down=1000, what="data")
         assert leg.caller.direct(*lab.client("connect", lab.server_ip(4), ACTOR)).json()[str(ACTOR)]["error"] is None
+
+
+ANYWHERE = {4: ["1.1.1.1", "169.254.169.254", "10.0.0.1"], 6: ["64:ff9b::a00:1", "2606:4700::1111", "fc00::1"]}
+
+
+def test_the_internet_accepts_for_every_address(internet: Internet, family: int) -> None:
+    caller, before = internet.caller("ordinary"), len(internet.witness())
+    for address in ANYWHERE[family]:
+        host = f"[{address}]" if family == 6 else address
+        assert caller.direct("curl", "-sS", f"http://{host}/hello").ok().stdout == "hello from the lab\n"
+        assert caller.direct(*internet.client("datagrams", address, ECHO, "sizes", "1")).json()["right"] == 1
+        caller.direct("ping", "-c1", "-W2", address).ok()
+    named = {seen["to"][0].removeprefix("::ffff:") for seen in internet.witness()[before:] if seen["service"] == "http"}
+    assert named == set(ANYWHERE[family])
+    ping = "icmp" if family == 4 else "ipv6-icmp"
+    assert internet.arrived() == {
+        arrival
+        for address in ANYWHERE[family]
+        for arrival in (("tcp", address, 80), ("udp", address, 7), (ping, address, 0))
+    }
+
+
+def test_the_internet_treats_as_told(internet: Internet, family: int) -> None:
+    caller, address = internet.caller("ordinary"), ANYWHERE[family][0]
+    verbs = ["host-unreachable", "net-unreachable", "port-unreachable", "admin-prohibited", "reset"]
+    for n, verb in enumerate(verbs):
+        internet.treat(f"tcp dport {9001 + n}", verb)
+    ports = [9001 + n for n in range(len(verbs))]
+    outcome = caller.direct(*internet.client("connect", address, ",".join(map(str, ports)))).json()
+    refused = "ECONNREFUSED"
+    prohibited = "EHOSTUNREACH" if family == 4 else "EACCES"
+    assert [outcome[str(port)]["error"] for port in ports] == [
+        "EHOSTUNREACH",
+        "ENETUNREACH",
+        refused,
+        prohibited,
+        refused,
+    ]
+    assert {(kind, port) for kind, _, port in internet.arrived()} == {("tcp", port) for port in ports}
+
+
+def test_a_narrow_internet_says_what_fits(narrow_internet: Internet, family: int) -> None:
+    caller, address = narrow_internet.caller("root"), ANYWHERE[family][0]
+    headers = 28 if family == 4 else 48
+    caller.direct("ping", "-c1", "-W2", "-M", "do", "-s", str(1280 - headers), address).ok()
+    too_big = caller.direct("ping", "-c1", "-W2", "-M", "do", "-s", str(1281 - headers), address)
+    assert too_big.status == 1
+    assert "1280" in too_big.stdout + too_big.stderr, too_big.told()
+    assert all(caller.direct(*narrow_internet.client("transfer", address, ACTOR, 4 << 20)).json().values())

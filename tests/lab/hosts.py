@@ -42,6 +42,7 @@ FATES = {
 DROPPED_PORT, HOST_UNREACHABLE_PORT, PORT_UNREACHABLE_PORT, PROHIBITED_PORT, RESET_PORT, NET_UNREACHABLE_PORT = FATES
 UNROUTED = {4: "203.0.113.254", 6: "2001:db8:dead::1"}
 DEAF = {4: "198.51.100.53", 6: "2001:db8:64::53"}
+FAR_SIDE = {4: "203.0.113.1", 6: "2001:db8:113::1"}
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -70,6 +71,7 @@ class Host:
 
     def any_address(self) -> None:
         """From now on every address that arrives here is this host's own: its servers play the whole Internet."""
+        self.sysctl("net.ipv6.ip_nonlocal_bind", "1")  # else a UDP server can't answer from the address asked
         self.ip("route replace local default dev lo table main", "route replace local ::/0 dev lo table main")
 
 
@@ -91,7 +93,7 @@ class Wires:
     @classmethod
     def routed(cls) -> Wires:
         laptop, router = _laptop(), _host("router", {4: "198.51.100.1", 6: "2001:db8:64::1"})
-        far = _host("router", {4: "203.0.113.1", 6: "2001:db8:113::1"}, router.place)
+        far = _host("router", FAR_SIDE, router.place)
         server = _host("server", {4: "203.0.113.2", 6: "2001:db8:113::2"})
         wire(laptop, router)
         wire(server, far)

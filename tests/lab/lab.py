@@ -10,11 +10,21 @@
         r = caller.childflow(*lab.client("connect", lab.server_ip(4), PROHIBITED_PORT))    # that the caller may read
         assert r.json() == {...}                                  # what it printed
 
+    def test_metadata(internet):                                  # a server that accepts for every address: internet.py
+        internet.treat("ip daddr 1.1.1.1", "host-unreachable")
+        internet.caller("root").childflow("curl", "http://169.254.169.254/hello").ok()
+        assert ("tcp", "169.254.169.254", 80) in internet.arrived()
+
+    with childflow_leg(caller) as leg:                            # loss between the command and the engine: lossy.py
+        leg.lose(up=10, down=10)                                  # per mille of frames
+        leg.caller.direct("curl", lab.url("/hello")).ok()
+
     with caller.start("sleep", "60") as running:                  # something long; killed at the end of the block
         running.signal(signal.SIGTERM)
         r = running.wait(timeout=5)
 
-Fixtures (`tests/conftest.py`): `lab` (the direct map), `routed_lab` (a router between), `caller` (every test once as an
+Fixtures (`tests/conftest.py`): `lab` (the direct map), `routed_lab` (a router between),
+`internet` and `narrow_internet` (every address answers; behind a path MTU of 1280), `caller` (every test once as an
 ordinary user and once as root), `family` (4 and 6), `outside_caller` (one on the machine's own network; only for
 tests marked `network`). What a test changes by `lab.resolvers.use(...)` or `lab.ping_group(...)` is undone after it.
 Servers: `serve.py`; addresses and refused ports: `hosts.py`; limits and results: `processes.py`.
