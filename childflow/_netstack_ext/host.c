@@ -64,11 +64,29 @@ static int new_socket(struct cf_stack *st, int address_len, int type)
 	return fd;
 }
 
+static void set_tos(int fd, int address_len, uint8_t tos)
+{
+	if (address_len == 4)
+		set_int(fd, IPPROTO_IP, IP_TOS, tos);
+	else
+		set_int(fd, IPPROTO_IPV6, IPV6_TCLASS, tos);
+}
+
+/* The child's program has changed its mind on the class of its traffic. The kernel keeps the ECN bits to itself. */
+void host_follow_tos(struct flow *f, uint8_t tos)
+{
+	f->tos = tos;
+	if (f->host_fd >= 0)
+		set_tos(f->host_fd, f->address_len, tos);
+}
+
 static void tune_stream(const struct flow *f, int fd)
 {
 	set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1); /* the child's own TCP has decided what to hold back */
 	set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1);
 	set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+	if (f->tos)
+		set_tos(fd, f->address_len, f->tos);
 	if (f->hop_limit == HOP_LIMIT_DEFAULT)
 		return;
 	if (f->address_len == 4)
@@ -143,6 +161,37 @@ void host_close_udp(struct cf_stack *st, int fd)
 	close_socket(st, fd);
 }
 
+/* Whether datagrams may be cut on their way, by us or by routers; else one that is too large is EMSGSIZE. */
+void host_udp_may_fragment(int fd, int address_len, bool may)
+{
+	if (address_len == 4)
+		set_int(fd, IPPROTO_IP, IP_MTU_DISCOVER, may ? IP_PMTUDISC_DONT : IP_PMTUDISC_DO);
+	else
+		set_int(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, may ? IPV6_PMTUDISC_DONT : IPV6_PMTUDISC_DO);
+}
+
+/* Left to itself the kernel binds at the first send, and calls a lack of ports EAGAIN. */
+static int bind_any(int fd, int address_len)
+{
+	struct sockaddr_in6 any = {.sin6_family = address_len == 4 ? AF_INET : AF_INET6}; /* all zero in both families */
+
+	return bind(fd, (struct sockaddr *)&any, address_len == 4 ? sizeof(struct sockaddr_in) : sizeof(any));
+}
+
+static void tune_datagram(int fd, int address_len)
+{
+	if (address_len == 4) {
+		set_int(fd, IPPROTO_IP, IP_RECVERR, 1);
+		set_int(fd, IPPROTO_IP, IP_RECVTOS, 1);
+	} else {
+		set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
+		set_int(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);
+	}
+	host_udp_may_fragment(fd, address_len, false);
+	set_int(fd, SOL_SOCKET, SO_RCVBUF, UDP_BUFFER);
+	set_int(fd, SOL_SOCKET, SO_SNDBUF, UDP_BUFFER);
+}
+
 /* An unconnected UDP socket that reports ICMP errors with their origin; -1 with errno. */
 int host_udp_socket(struct cf_stack *st, int address_len, uint64_t tag)
 {
@@ -150,13 +199,13 @@ int host_udp_socket(struct cf_stack *st, int address_len, uint64_t tag)
 
 	if (fd < 0)
 		return -1;
-	if (address_len == 4)
-		set_int(fd, IPPROTO_IP, IP_RECVERR, 1);
-	else
-		set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
-	set_int(fd, SOL_SOCKET, SO_RCVBUF, UDP_BUFFER);
-	set_int(fd, SOL_SOCKET, SO_SNDBUF, UDP_BUFFER);
+	tune_datagram(fd, address_len);
 	st->udp_sockets++;
+	if (bind_any(fd, address_len) < 0) {
+		drop(st, CF_DROP_NO_PORT);
+		host_close_udp(st, fd);
+		return -1;
+	}
 	if (watch(st, fd, WATCH_DATAGRAM, tag) < 0) {
 		host_close_udp(st, fd);
 		return -1;

@@ -7,7 +7,10 @@
 #include "stack.h"
 
 #define ICMP_UNREACHABLE 3
+#define ICMP_FRAGMENTATION_NEEDED 4 /* a code of the former */
 #define ICMPV6_UNREACHABLE 1
+#define ICMPV6_TOO_BIG 2
+#define MTU_MIN6 1280 /* RFC 8200, 5 */
 #define QUOTE_MAX 512 /* room for an IP header, the transport header and some text; RFC 1812 asks for at most 576 in all */
 
 struct icmp_error icmp_denial(enum cf_denial how, int address_len)
@@ -18,6 +21,19 @@ struct icmp_error icmp_denial(enum cf_denial how, int address_len)
 	if (address_len == 4)
 		return (struct icmp_error){.type = ICMP_UNREACHABLE, .code = code4[how]};
 	return (struct icmp_error){.type = ICMPV6_UNREACHABLE, .code = code6[how]};
+}
+
+bool icmp_is_too_big(int address_len, uint8_t type, uint8_t code)
+{
+	return address_len == 4 ? type == ICMP_UNREACHABLE && code == ICMP_FRAGMENTATION_NEEDED : type == ICMPV6_TOO_BIG;
+}
+
+/* No IPv6 link is narrower than 1280, whatever somebody claims; IPv4's floor is for the child's kernel to set. */
+struct icmp_error icmp_too_big(int address_len, uint32_t mtu)
+{
+	if (address_len == 4)
+		return (struct icmp_error){ICMP_UNREACHABLE, ICMP_FRAGMENTATION_NEEDED, mtu & 0xffff, NULL};
+	return (struct icmp_error){ICMPV6_TOO_BIG, 0, mtu < MTU_MIN6 ? MTU_MIN6 : mtu, NULL};
 }
 
 void icmp_send(struct cf_stack *st, int address_len, struct icmp_error e, const uint8_t *quoted, uint32_t quoted_len)

@@ -15,7 +15,7 @@
 #define ND_FIRST 133
 #define ND_LAST 137
 
-static const struct vnet_view no_vnet = {.checksum = CHECKSUM_VERIFY};
+static const struct vnet_view reassembled = {.checksum = CHECKSUM_VERIFY};
 
 static bool is_gateway(const struct cf_stack *st, const struct ip_view *ip)
 {
@@ -64,7 +64,7 @@ static void input_icmp(struct cf_stack *st, const struct ip_view *ip)
 		return;
 	}
 	if (ip->payload[0] == echo && ip->payload[1] == 0)
-		to_slow_path(st, CF_SLOW_ECHO, ip->packet, ip->packet_len);
+		to_slow_path(st, ip->dont_fragment ? CF_SLOW_ECHO : CF_SLOW_ECHO_FRAGMENTABLE, ip->packet, ip->packet_len);
 	else
 		drop(st, CF_DROP_ICMP_IGNORED);
 }
@@ -170,10 +170,13 @@ static void input_ip(struct cf_stack *st, const uint8_t *bytes, uint32_t len, bo
 	struct ip_view ip;
 	int why;
 
-	if (v4 ? ipv4_view(&ip, bytes, len, &why) : ipv6_view(&ip, bytes, len, &why))
-		input_packet(st, &ip, vnet, ethernet);
-	else
+	if (!(v4 ? ipv4_view(&ip, bytes, len, &why) : ipv6_view(&ip, bytes, len, &why))) {
 		drop(st, why);
+		return;
+	}
+	if (vnet == &reassembled)
+		ip.dont_fragment = false;
+	input_packet(st, &ip, vnet, ethernet);
 }
 
 void input_frame(struct cf_stack *st, const uint8_t *bytes, uint32_t len)
@@ -214,6 +217,6 @@ int cf_input_ip(cf_stack *st, const uint8_t *bytes, uint32_t len)
 {
 	if (len == 0)
 		return CF_EINVAL;
-	input_ip(st, bytes, len, bytes[0] >> 4 == 4, &no_vnet, bytes);
+	input_ip(st, bytes, len, bytes[0] >> 4 == 4, &reassembled, bytes);
 	return CF_OK;
 }

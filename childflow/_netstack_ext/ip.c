@@ -21,6 +21,7 @@ void frame_begin(struct frame_out *out, uint8_t protocol)
 	out->gso_size = 0;
 	out->protocol = protocol;
 	out->hop_limit = 0;
+	out->tos = 0;
 }
 
 uint8_t *frame_prepend(struct frame_out *out, uint32_t len)
@@ -73,6 +74,7 @@ static void put_ipv4(struct frame_out *out, const uint8_t *src, const uint8_t *d
 
 	memset(p, 0, IPV4_HEADER_LEN);
 	p[0] = 0x45;
+	p[1] = out->tos;
 	put16(p + 2, (uint16_t)(IPV4_HEADER_LEN + payload_len));
 	put16(p + 6, IPV4_DONT_FRAGMENT); /* and so an identification of 0 is right (RFC 6864, 4.1) */
 	p[8] = out->hop_limit ? out->hop_limit : HOP_LIMIT_DEFAULT;
@@ -86,8 +88,7 @@ static void put_ipv6(struct frame_out *out, const uint8_t *src, const uint8_t *d
 {
 	uint8_t *p = frame_prepend(out, IPV6_HEADER_LEN);
 
-	memset(p, 0, 8);
-	p[0] = 0x60;
+	put32(p, 6u << 28 | (uint32_t)out->tos << 20);
 	put16(p + 4, (uint16_t)payload_len);
 	p[6] = out->protocol;
 	p[7] = out->hop_limit ? out->hop_limit : HOP_LIMIT_DEFAULT;

@@ -76,7 +76,7 @@ struct udp_peer {
 struct flow {
 	uint32_t index, generation, hash_next, next[FLOW_LISTS];
 	uint8_t on_list;               /* bit per enum flow_list */
-	uint8_t state, protocol, address_len, hop_limit;
+	uint8_t state, protocol, address_len, hop_limit, tos;
 	uint8_t pending;               /* bit per event that Python has not read yet: PENDING_ below */
 	uint8_t end;
 	bool asked;                    /* Python knows of this flow */
@@ -115,6 +115,7 @@ struct udp_map {
 	uint16_t child_port;
 	uint8_t address_len;
 	bool used, ready, errors;      /* ready: on that queue; errors: its error queue is not empty */
+	bool may_fragment;             /* what the socket was last told */
 	uint32_t next_ready;
 };
 
@@ -181,7 +182,7 @@ struct frame_out { /* one frame for the child: headers built back to front by ip
 	int text_pieces;
 	uint32_t text_len;
 	uint16_t gso_size;             /* 0: one segment */
-	uint8_t protocol, hop_limit;   /* hop_limit 0 means the default */
+	uint8_t protocol, hop_limit, tos; /* hop_limit 0 means the default */
 };
 int tap_read(struct cf_stack *st, int budget);
 bool tap_write(struct cf_stack *st, const struct frame_out *out);
@@ -204,6 +205,8 @@ struct icmp_error {
 	const uint8_t *from;           /* who says it; NULL: the gateway */
 };
 struct icmp_error icmp_denial(enum cf_denial how, int address_len);
+struct icmp_error icmp_too_big(int address_len, uint32_t mtu);
+bool icmp_is_too_big(int address_len, uint8_t type, uint8_t code);
 /* Quote @quoted, an IP packet of the child's. */
 void icmp_send(struct cf_stack *st, int address_len, struct icmp_error e, const uint8_t *quoted, uint32_t quoted_len);
 /* Quote the packet that opened or belongs to @f, rebuilt: its transport header, with @text behind a UDP header. */
@@ -244,6 +247,8 @@ int host_adopt(struct cf_stack *st, struct flow *f, int fd);
 int host_take_error(const struct flow *f);
 void host_close(struct cf_stack *st, struct flow *f, bool reset);
 int host_udp_socket(struct cf_stack *st, int address_len, uint64_t epoll_tag);
+void host_udp_may_fragment(int fd, int address_len, bool may);
+void host_follow_tos(struct flow *f, uint8_t tos);
 void host_address_of(const struct flow *f, void *sockaddr_in6, uint32_t *len);
 void host_close_udp(struct cf_stack *st, int fd);
 #define MAP_TAG (1ull << 63)

@@ -88,6 +88,7 @@ static void open_flow(struct cf_stack *st, const struct ip_view *ip, const struc
 		return;
 	}
 	f->hop_limit = ip->hop_limit;
+	f->tos = ip->tos;
 	init_tcb(st, f, tcp, &o);
 	timer_set(st, f, st->now + PARKED_MAX_US);
 	flow_ask(st, f);
@@ -417,6 +418,8 @@ void tcp_input(struct cf_stack *st, const struct ip_view *ip, const struct tcp_v
 	tcp_options_view(&options, tcp, &why); /* inside a connection what can be read of them counts, as Linux has it */
 	f->active_at = st->now;
 	f->tcp.keepalives = 0;
+	if ((ip->tos ^ f->tos) & DSCP_MASK)
+		host_follow_tos(f, ip->tos);
 	if (f->state == PARKED || f->state == CONNECTING) {
 		while_waiting(st, f, tcp);
 		return;

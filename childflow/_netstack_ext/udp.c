@@ -4,6 +4,9 @@
  * address and port that the child has written to (REQ-8, address and port dependent filtering). A datagram larger than the
  * MTU goes down whole: the child's kernel takes a local frame of any size. Errors come back from the socket's error queue,
  * with the router or host that sent them, and go down as the ICMP that the child would have seen.
+ * A datagram leaves as the child sent it: its hop limit less one, its DSCP and ECN bits, and DF. One with DF (in IPv6: one
+ * that the child did not cut) leaves uncut or is answered "too big" with the path's MTU; the socket is told so when that
+ * changes, which it rarely does. Down, the DSCP and ECN bits come along.
  * Not here: fragments from the child (Python reassembles), DNS to the gateway (slow.c). */
 #include <errno.h>
 #include <netinet/in.h>
@@ -23,14 +26,21 @@
 #define ERRORS_AT_ONCE 64                /* of one map */
 #define PARKED_DATAGRAMS_MAX 64          /* of one peer: a burst of small ones that comes before the verdict */
 #define PARKED_BYTES_MAX (4u << 20)      /* of all */
+#define MTU_CERTAIN4 576                 /* every IPv4 host takes that much (RFC 791, 3.1) */
 #define IDLE_ANSWERED_US (300 * US_PER_S) /* RFC 4787, REQ-5: at least 2 minutes, 5 recommended */
 #define IDLE_UNANSWERED_US (120 * US_PER_S)
 #define IDLE_DNS_US (17 * US_PER_S)      /* longer than any resolver waits */
 
+/* What of the IP header goes with a datagram. */
+struct manner {
+	uint8_t hop_limit, tos;
+	bool dont_fragment;
+};
+
 struct parked {
 	struct parked *next;
 	uint32_t len;
-	uint8_t hop_limit;
+	struct manner manner;
 	uint8_t text[];
 };
 
@@ -38,6 +48,7 @@ struct udp_batch {
 	struct mmsghdr messages[BATCH];
 	struct iovec iov[BATCH];
 	struct sockaddr_in6 from[BATCH];
+	_Alignas(struct cmsghdr) char control[BATCH][CMSG_SPACE(sizeof(int))]; /* the TOS */
 	uint8_t bytes[BATCH][DATAGRAM_MAX + 1];
 };
 
@@ -142,7 +153,7 @@ static void map_drop_peer(struct cf_stack *st, uint32_t index)
 
 /* --- parking ---------------------------------------------------------------------------------------------- */
 
-static void park(struct cf_stack *st, struct flow *f, uint8_t hop_limit, const uint8_t *text, uint32_t len)
+static void park(struct cf_stack *st, struct flow *f, struct manner manner, const uint8_t *text, uint32_t len)
 {
 	struct parked **end = &f->udp.parked, *p;
 
@@ -151,7 +162,7 @@ static void park(struct cf_stack *st, struct flow *f, uint8_t hop_limit, const u
 		drop(st, CF_DROP_PARKED_FULL);
 		return;
 	}
-	*p = (struct parked){.len = len, .hop_limit = hop_limit};
+	*p = (struct parked){.len = len, .manner = manner};
 	memcpy(p->text, text, len);
 	while (*end)
 		end = &(*end)->next;
@@ -185,31 +196,61 @@ void udp_free(struct cf_stack *st, struct flow *f)
 
 /* --- up --------------------------------------------------------------------------------------------------- */
 
-/* A hop limit that is not the default was asked for by a program (traceroute): this gateway is one hop. */
-static void put_hop_limit(struct msghdr *m, int address_len, int hop_limit)
+/* Add a control message with a number for the IP header. */
+static void put_number(struct msghdr *m, int address_len, int type4, int type6, int number)
 {
-	struct cmsghdr *c = CMSG_FIRSTHDR(m);
+	struct cmsghdr *c = (void *)((char *)m->msg_control + m->msg_controllen);
 
 	c->cmsg_level = address_len == 4 ? IPPROTO_IP : IPPROTO_IPV6;
-	c->cmsg_type = address_len == 4 ? IP_TTL : IPV6_HOPLIMIT;
-	c->cmsg_len = CMSG_LEN(sizeof(hop_limit));
-	memcpy(CMSG_DATA(c), &hop_limit, sizeof(hop_limit));
+	c->cmsg_type = address_len == 4 ? type4 : type6;
+	c->cmsg_len = CMSG_LEN(sizeof(number));
+	memcpy(CMSG_DATA(c), &number, sizeof(number));
+	m->msg_controllen += CMSG_SPACE(sizeof(number));
 }
 
-static int send_once(struct cf_stack *st, struct flow *f, uint8_t hop_limit, const uint8_t *text, uint32_t len)
+/* A hop limit that is not the default was asked for by a program (traceroute): this gateway is one hop. */
+static void put_manner(struct msghdr *m, int address_len, const struct manner *manner)
 {
-	_Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
+	if (manner->hop_limit != HOP_LIMIT_DEFAULT)
+		put_number(m, address_len, IP_TTL, IPV6_HOPLIMIT, manner->hop_limit - 1);
+	if (manner->tos)
+		put_number(m, address_len, IP_TOS, IPV6_TCLASS, manner->tos);
+}
+
+static void set_may_fragment(struct udp_map *m, bool may)
+{
+	if (m->may_fragment == may)
+		return;
+	m->may_fragment = may;
+	host_udp_may_fragment(m->host_fd, m->address_len, may);
+}
+
+static int send_once(struct cf_stack *st, struct flow *f, const struct manner *manner, const uint8_t *text, uint32_t len)
+{
+	_Alignas(struct cmsghdr) char control[2 * CMSG_SPACE(sizeof(int))] = {0};
 	struct sockaddr_in6 to;
 	struct iovec iov = {(void *)(uintptr_t)text, len};
-	struct msghdr m = {.msg_name = &to, .msg_iov = &iov, .msg_iovlen = 1};
+	struct msghdr m = {.msg_name = &to, .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control};
 
 	host_address_of(f, &to, &m.msg_namelen);
-	if (hop_limit != HOP_LIMIT_DEFAULT) {
-		m.msg_control = control;
-		m.msg_controllen = sizeof(control);
-		put_hop_limit(&m, f->address_len, hop_limit - 1);
-	}
+	put_manner(&m, f->address_len, manner);
+	set_may_fragment(&st->maps[f->udp.map], !manner->dont_fragment);
 	return sendmsg(st->maps[f->udp.map].host_fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? errno : 0;
+}
+
+static bool take_error(struct cf_stack *st, uint32_t index, uint32_t *local_mtu);
+
+/* The path is known to be narrower than this datagram; its MTU is the last word in the error queue. */
+static void tell_too_big(struct cf_stack *st, struct flow *f, const uint8_t *text, uint32_t len)
+{
+	uint32_t mtu = 0;
+
+	drop(st, CF_DROP_TOO_BIG);
+	for (int i = 0; i < ERRORS_AT_ONCE && take_error(st, f->udp.map, &mtu); i++)
+		;
+	if (mtu == 0)
+		mtu = MTU_CERTAIN4; /* the queue had no room; IPv6 knows its own floor */
+	icmp_send_for_flow(st, f, icmp_too_big(f->address_len, mtu), text, len);
 }
 
 static void tell_send_error(struct cf_stack *st, struct flow *f, int error, const uint8_t *text, uint32_t len)
@@ -218,6 +259,10 @@ static void tell_send_error(struct cf_stack *st, struct flow *f, int error, cons
 
 	if (error == EAGAIN || error == ENOBUFS) {
 		drop(st, CF_DROP_HOST_SOCKET_FULL);
+		return;
+	}
+	if (error == EMSGSIZE) {
+		tell_too_big(st, f, text, len);
 		return;
 	}
 	drop(st, CF_DROP_HOST_SEND_FAILED);
@@ -231,12 +276,12 @@ static void tell_send_error(struct cf_stack *st, struct flow *f, int error, cons
 		icmp_send_for_flow(st, f, icmp_denial(how, f->address_len), text, len);
 }
 
-static void send_up(struct cf_stack *st, struct flow *f, uint8_t hop_limit, const uint8_t *text, uint32_t len)
+static void send_up(struct cf_stack *st, struct flow *f, const struct manner *manner, const uint8_t *text, uint32_t len)
 {
-	int error = send_once(st, f, hop_limit, text, len);
+	int error = send_once(st, f, manner, text, len);
 
 	if (error && error != EAGAIN)
-		error = send_once(st, f, hop_limit, text, len); /* the first one may have told of an earlier datagram */
+		error = send_once(st, f, manner, text, len); /* the first one may have told of an earlier datagram */
 	if (error) {
 		tell_send_error(st, f, error, text, len);
 		return;
@@ -253,7 +298,6 @@ static struct flow *open_peer(struct cf_stack *st, const struct ip_view *ip, con
 		icmp_send(st, ip->address_len, icmp_denial(CF_DENY_PROHIBITED, ip->address_len), ip->packet, ip->packet_len);
 		return NULL;
 	}
-	f->hop_limit = ip->hop_limit;
 	f->udp.map = NONE;
 	timer_set(st, f, st->now + PARKED_MAX_US);
 	flow_ask(st, f);
@@ -263,13 +307,14 @@ static struct flow *open_peer(struct cf_stack *st, const struct ip_view *ip, con
 void udp_input(struct cf_stack *st, const struct ip_view *ip, const struct udp_view *udp)
 {
 	struct flow *f = flow_find(st, PROTO_UDP, ip->address_len, udp->child_port, ip->dst, udp->remote_port);
+	struct manner manner = {ip->hop_limit, ip->tos, ip->dont_fragment};
 
 	if (!f && !(f = open_peer(st, ip, udp)))
 		return;
 	if (f->state == OPEN)
-		send_up(st, f, ip->hop_limit, udp->text, udp->text_len);
+		send_up(st, f, &manner, udp->text, udp->text_len);
 	else
-		park(st, f, ip->hop_limit, udp->text, udp->text_len);
+		park(st, f, manner, udp->text, udp->text_len);
 }
 
 int udp_allow(struct cf_stack *st, struct flow *f)
@@ -284,7 +329,7 @@ int udp_allow(struct cf_stack *st, struct flow *f)
 	st->maps[f->udp.map].peers++;
 	f->state = OPEN;
 	while ((p = unpark(st, f))) {
-		send_up(st, f, p->hop_limit, p->text, p->len);
+		send_up(st, f, &p->manner, p->text, p->len);
 		free(p);
 	}
 	udp_deadline(st, f);
@@ -317,12 +362,13 @@ static struct flow *peer_of(const struct cf_stack *st, const struct udp_map *m, 
 }
 
 static bool send_datagram(struct cf_stack *st, int address_len, const uint8_t *from, uint16_t remote_port,
-			  uint16_t child_port, const uint8_t *text, uint32_t len)
+			  uint16_t child_port, uint8_t tos, const uint8_t *text, uint32_t len)
 {
 	struct frame_out out;
 	uint8_t *p;
 
 	frame_begin(&out, PROTO_UDP);
+	out.tos = tos;
 	p = frame_prepend(&out, UDP_HEADER_LEN);
 	put16(p, remote_port);
 	put16(p + 2, child_port);
@@ -334,7 +380,7 @@ static bool send_datagram(struct cf_stack *st, int address_len, const uint8_t *f
 }
 
 static void take_datagram(struct cf_stack *st, const struct udp_map *m, const struct sockaddr_in6 *from,
-			  const uint8_t *text, uint32_t len)
+			  uint8_t tos, const uint8_t *text, uint32_t len)
 {
 	struct flow *f = peer_of(st, m, from);
 
@@ -345,7 +391,21 @@ static void take_datagram(struct cf_stack *st, const struct udp_map *m, const st
 	f->udp.answered = true;
 	f->active_at = st->now;
 	f->bytes_down += len;
-	send_datagram(st, f->address_len, f->remote, f->remote_port, f->child_port, text, len);
+	send_datagram(st, f->address_len, f->remote, f->remote_port, f->child_port, tos, text, len);
+}
+
+/* IPv4 gives a byte, IPv6 an int; nothing else is asked for. */
+static uint8_t tos_of(struct msghdr *m)
+{
+	struct cmsghdr *c = CMSG_FIRSTHDR(m);
+	int number;
+
+	if (!c)
+		return 0;
+	if (c->cmsg_level == IPPROTO_IP)
+		return *CMSG_DATA(c);
+	memcpy(&number, CMSG_DATA(c), sizeof(number));
+	return (uint8_t)number;
 }
 
 static int receive(struct udp_batch *b, int fd)
@@ -353,7 +413,8 @@ static int receive(struct udp_batch *b, int fd)
 	for (int i = 0; i < BATCH; i++) {
 		b->iov[i] = (struct iovec){b->bytes[i], DATAGRAM_MAX};
 		b->messages[i].msg_hdr = (struct msghdr){.msg_name = &b->from[i], .msg_namelen = sizeof(b->from[i]),
-							 .msg_iov = &b->iov[i], .msg_iovlen = 1};
+							 .msg_iov = &b->iov[i], .msg_iovlen = 1, .msg_control = b->control[i],
+							 .msg_controllen = sizeof(b->control[i])};
 	}
 	return recvmmsg(fd, b->messages, BATCH, MSG_DONTWAIT, NULL);
 }
@@ -368,8 +429,8 @@ static bool drain(struct cf_stack *st, uint32_t index, int *budget)
 			return false;
 		*budget -= n > 0 ? n : 1; /* an error that belonged to an earlier datagram: read on */
 		for (int i = 0; i < n; i++)
-			take_datagram(st, &st->maps[index], &st->batch->from[i], st->batch->bytes[i],
-				      st->batch->messages[i].msg_len);
+			take_datagram(st, &st->maps[index], &st->batch->from[i], tos_of(&st->batch->messages[i].msg_hdr),
+				      st->batch->bytes[i], st->batch->messages[i].msg_len);
 	}
 	return true;
 }
@@ -387,23 +448,29 @@ static const uint8_t *offender(const struct sock_extended_err *e, int address_le
 	return NULL;
 }
 
-static void pass_error(struct cf_stack *st, const struct flow *f, struct msghdr *m, const uint8_t *text, uint32_t len)
+static void pass_error(struct cf_stack *st, const struct flow *f, const struct sock_extended_err *e, const uint8_t *text,
+		       uint32_t len)
 {
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
-		struct sock_extended_err *e = (void *)CMSG_DATA(c);
-		uint8_t origin = f->address_len == 4 ? SO_EE_ORIGIN_ICMP : SO_EE_ORIGIN_ICMP6;
+	struct icmp_error told = {e->ee_type, e->ee_code, 0, NULL};
 
-		if (!(c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) &&
-		    !(c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR))
-			continue;
-		if (e->ee_origin == origin)
-			icmp_send_for_flow(st, f, (struct icmp_error){e->ee_type, e->ee_code, e->ee_info,
-					   offender(e, f->address_len)}, text, len);
-	}
+	if (icmp_is_too_big(f->address_len, e->ee_type, e->ee_code))
+		told = icmp_too_big(f->address_len, e->ee_info);
+	told.from = offender(e, f->address_len);
+	icmp_send_for_flow(st, f, told, text, len);
 }
 
-/* One entry of the error queue; false when it is empty. */
-static bool take_error(struct cf_stack *st, uint32_t index)
+static const struct sock_extended_err *extended_error(struct msghdr *m)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c))
+		if ((c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) ||
+		    (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR))
+			return (const void *)CMSG_DATA(c);
+	return NULL;
+}
+
+/* One entry of the error queue; false when it is empty. @local_mtu: where to note the MTU that made this host refuse a
+ * datagram. */
+static bool take_error(struct cf_stack *st, uint32_t index, uint32_t *local_mtu)
 {
 	_Alignas(struct cmsghdr) char control[512];
 	struct sockaddr_in6 to;
@@ -412,13 +479,19 @@ static bool take_error(struct cf_stack *st, uint32_t index)
 	struct msghdr m = {.msg_name = &to, .msg_namelen = sizeof(to), .msg_iov = &iov, .msg_iovlen = 1,
 			   .msg_control = control, .msg_controllen = sizeof(control)};
 	ssize_t n = recvmsg(st->maps[index].host_fd, &m, MSG_ERRQUEUE | MSG_DONTWAIT);
+	const struct sock_extended_err *e;
 	struct flow *f;
 
 	if (n < 0)
 		return false;
+	e = extended_error(&m);
+	if (e && e->ee_origin == SO_EE_ORIGIN_LOCAL && e->ee_errno == EMSGSIZE)
+		*local_mtu = e->ee_info;
+	if (!e || (e->ee_origin != SO_EE_ORIGIN_ICMP && e->ee_origin != SO_EE_ORIGIN_ICMP6))
+		return true;
 	f = peer_of(st, &st->maps[index], &to);
 	if (f)
-		pass_error(st, f, &m, text, (uint32_t)n);
+		pass_error(st, f, e, text, (uint32_t)n);
 	return true;
 }
 
@@ -464,8 +537,10 @@ void udp_host_event(struct cf_stack *st, uint64_t tag, uint32_t events)
 /* What one map has; true when there may be more. */
 static bool serve(struct cf_stack *st, uint32_t index, int *budget)
 {
+	uint32_t local_mtu; /* was told when the send failed */
+
 	for (int i = 0; i < ERRORS_AT_ONCE && st->maps[index].errors; i++)
-		st->maps[index].errors = take_error(st, index);
+		st->maps[index].errors = take_error(st, index, &local_mtu);
 	return drain(st, index, budget) || st->maps[index].errors;
 }
 
@@ -504,5 +579,5 @@ int cf_reply_datagram(cf_stack *st, int address_len, uint16_t child_port, const 
 {
 	if ((address_len != 4 && address_len != 16) || len > DATAGRAM_MAX - UDP_HEADER_LEN - IPV4_HEADER_LEN)
 		return CF_EINVAL;
-	return send_datagram(st, address_len, NULL, DNS_PORT, child_port, payload, len) ? CF_OK : CF_EBUSY;
+	return send_datagram(st, address_len, NULL, DNS_PORT, child_port, 0, payload, len) ? CF_OK : CF_EBUSY;
 }

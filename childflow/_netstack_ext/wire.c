@@ -16,6 +16,7 @@
 #define VNET_GSO_ECN 0x80
 
 #define IPV4_FRAGMENT_MASK 0x3fff /* MF and the offset */
+#define IPV4_DONT_FRAGMENT 0x40   /* in the first byte of the same field */
 #define IPV6_EXTENSIONS_MAX 8     /* more than any honest stack sends */
 
 static bool refuse(int *why, enum cf_drop reason)
@@ -85,7 +86,8 @@ bool ipv4_view(struct ip_view *v, const uint8_t *bytes, uint32_t len, int *why)
 		return false;
 	*v = (struct ip_view){
 		.packet = bytes, .packet_len = total, .src = bytes + 12, .dst = bytes + 16, .address_len = 4,
-		.protocol = bytes[9], .hop_limit = bytes[8], .fragment = (be16(bytes + 6) & IPV4_FRAGMENT_MASK) != 0,
+		.protocol = bytes[9], .hop_limit = bytes[8], .tos = bytes[1],
+		.fragment = (be16(bytes + 6) & IPV4_FRAGMENT_MASK) != 0, .dont_fragment = (bytes[6] & IPV4_DONT_FRAGMENT) != 0,
 		.payload = bytes + header_len, .payload_len = total - header_len,
 	};
 	return true;
@@ -166,7 +168,8 @@ bool ipv6_view(struct ip_view *v, const uint8_t *bytes, uint32_t len, int *why)
 		return refuse(why, CF_DROP_BAD_IP_HEADER);
 	*v = (struct ip_view){
 		.packet = bytes, .packet_len = IPV6_HEADER_LEN + payload_len, .src = bytes + 8, .dst = bytes + 24,
-		.address_len = 16, .protocol = bytes[6], .hop_limit = bytes[7],
+		.address_len = 16, .protocol = bytes[6], .hop_limit = bytes[7], .tos = (uint8_t)(be16(bytes) >> 4),
+		.dont_fragment = true,
 		.payload = bytes + IPV6_HEADER_LEN, .payload_len = payload_len,
 	};
 	return ipv6_skip_extensions(v, why);

@@ -28,6 +28,7 @@
 #define PROTO_ICMPV6 58
 
 #define DNS_PORT 53
+#define DSCP_MASK 0xfc /* of the TOS byte; the rest is ECN */
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -65,8 +66,8 @@ struct ip_view {
 	const uint8_t *src, *dst;      /* address_len bytes each */
 	uint8_t address_len;           /* 4 or 16 */
 	uint8_t protocol;              /* of the payload, behind any extension headers */
-	uint8_t hop_limit;
-	bool fragment;
+	uint8_t hop_limit, tos;        /* tos: IPv6 calls it the traffic class */
+	bool fragment, dont_fragment;  /* dont_fragment: it is to leave in one piece; in IPv6 all do that the child did not cut */
 	const uint8_t *payload;
 	uint32_t payload_len;
 };

@@ -33,12 +33,16 @@ class End(IntEnum):
 
 
 class SlowKind(IntEnum):
-    """What a slow-path packet is: ARP is a whole Ethernet frame, the others are IP packets."""
+    """What a slow-path packet is: ARP is a whole Ethernet frame, the others are IP packets.
+
+    An echo request that may not be cut on its way is ECHO, another one ECHO_FRAGMENTABLE.
+    """
 
     ARP = 0
     ND = 1
     ECHO = 2
     FRAGMENT = 3
+    ECHO_FRAGMENTABLE = 4
 
 
 class Question(NamedTuple):

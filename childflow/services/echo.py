@@ -7,7 +7,8 @@ and a session (one per family and id of the child) puts the child's back.
 
 A TTL of 64, the default, stays the host's default; any other goes out one less, as from a router, so traceroute sees
 the gateway first and then the real path. ICMP errors about our echo come back through the socket's error queue and go
-to the child from the address that sent them, quoting the child's own packet.
+to the child from the address that sent them, quoting the child's own packet. DSCP and ECN bits go out as they came; an
+echo that may not be cut leaves whole or is answered "too big" with the path's MTU.
 
 Invariants: at most MAX_SESSIONS sessions with QUOTES packets each; a reply is passed on only from an address that its
             session has pinged.
@@ -41,14 +42,21 @@ QUOTE_BYTES = 128
 PEERS = 256
 _RECEIVE_BATCH = 64
 _MAX_MESSAGE = 65535
+_MTU_CERTAIN = 576  # every IPv4 host takes that much (RFC 791 3.1)
+_RECEIVE_BUFFER = 1 << 20  # bytes; a burst of pings that one look has not read yet, some 1,300 of 56 bytes
 
 _ICMP_FILTER = 1  # linux/icmp.h; at level SOL_RAW
 _ICMP6_FILTER = 1  # linux/icmpv6.h; at level IPPROTO_ICMPV6
 _SOL_RAW = 255
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _IP_RECVERR = 11  # linux/in.h
 _IP_RECVTTL = 12
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
 _IPV6_RECVERR = 25  # linux/in6.h
 _ERROR = struct.Struct("=IBBBxII")  # struct sock_extended_err, linux/errqueue.h: errno, origin, type, code, info, data
+_ORIGIN_LOCAL = 1
 _ORIGIN_ICMP = 2
 _ORIGIN_ICMP6 = 3
 _SOCKADDR_IN_ADDRESS = slice(4, 8)
@@ -81,13 +89,21 @@ FAMILY4 = Family(4, socket.AF_INET, socket.IPPROTO_ICMP, 8, 0, (3, 13), (11, 0),
 FAMILY6 = Family(6, socket.AF_INET6, socket.IPPROTO_ICMPV6, 128, 129, (1, 1), (3, 0), (1, 0), (1, 3), (2, 0), (1, 2, 3))
 
 
+class Manner(NamedTuple):
+    """What of a packet's IP header goes with the echo. `ttl` in hops."""
+
+    ttl: int = packets.TTL
+    tos: int = 0
+    may_fragment: bool = False
+
+
 class Request(NamedTuple):
-    """The child's echo request: addresses, TTL, its id and sequence number, the data, and the packet to quote."""
+    """The child's echo request: addresses, its manner, id and sequence number, the data, and the packet to quote."""
 
     family: Family
     child: bytes
     remote: bytes
-    ttl: int
+    manner: Manner
     ident: int
     sequence: int
     data: bytes
@@ -97,14 +113,14 @@ class Request(NamedTuple):
 class Session:
     """One id of the child in one family. `sock` is its own ping socket or the family's raw one."""
 
-    __slots__ = ("family", "host_id", "ident", "peers", "quotes", "sock", "ttl", "used_at")
+    __slots__ = ("family", "host_id", "ident", "manner", "peers", "quotes", "sock", "used_at")
 
     def __init__(self, family: Family, ident: int, sock: socket.socket, host_id: int) -> None:
         self.family = family
         self.ident = ident
         self.sock = sock
         self.host_id = host_id
-        self.ttl = packets.TTL
+        self.manner: Manner | None = None  # of the last that `sock` sent; None: unknown
         self.used_at = 0.0
         self.peers: dict[bytes, bytes] = {}  # address pinged: the child's address it was pinged from
         self.quotes: dict[tuple[bytes, int], bytes] = {}  # by address and sequence number
@@ -155,9 +171,9 @@ class Echo:
             self._end(session)
         return bool(self._sessions)
 
-    def handle(self, packet: bytes) -> None:
-        """Deal with the echo request in the IP `packet`."""
-        request = read_request(packet)
+    def handle(self, packet: bytes, may_fragment: bool = False) -> None:
+        """Deal with the echo request in the IP `packet`; `may_fragment`: it may be cut on its way."""
+        request = read_request(packet, may_fragment)
         if request is None:
             self._stack.drop("bad_icmp")
             return
@@ -166,7 +182,7 @@ class Echo:
             self._reply(request.family, request.remote, request.child, request.ident, request.sequence, request.data)
         elif verdict.action is Action.DENY:
             self._deny(request, verdict)
-        elif request.ttl <= 1:
+        elif request.manner.ttl <= 1:
             self._error(request, request.family.time_exceeded)
         else:
             self._forward(request)
@@ -202,10 +218,9 @@ class Echo:
             self._recorder.ping_sent(request.remote)
 
     def _send(self, session: Session, request: Request) -> None:
-        ttl = request.ttl if request.ttl == packets.TTL else request.ttl - 1
-        if ttl != session.ttl or session.sock is self._raw.get(session.family.version):
-            _set_ttl(session.sock, session.family, -1 if ttl == packets.TTL else ttl)
-            session.ttl = ttl
+        if request.manner != session.manner or session.sock is self._raw.get(session.family.version):
+            _set_manner(session.sock, session.family, request.manner)
+            session.manner = request.manner
         message = _MESSAGE.pack(session.family.request, 0, 0, session.host_id, request.sequence) + request.data
         if session.family is FAMILY4:
             message = packets.icmp4_with_checksum(message)  # a raw socket sends what it is given
@@ -216,7 +231,16 @@ class Echo:
             raise
         except OSError:  # perhaps the error that an earlier ping earned, and only now told
             self._take_errors(session.sock, session.family)
+            self._send_again(session, message, to, request)
+
+    def _send_again(self, session: Session, message: bytes, to: tuple[str, int], request: Request) -> None:
+        try:
             session.sock.sendto(message, to)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            mtu = self._take_errors(session.sock, session.family)
+            self._error(request, request.family.too_big, _mtu(request.family, mtu or _MTU_CERTAIN))
 
     def _no_socket(self, request: Request) -> None:
         self._error(request, request.family.prohibited)
@@ -240,10 +264,10 @@ class Echo:
         else:
             self._error(request, family.no_host if error.errno == errno.EHOSTUNREACH else family.no_route)
 
-    def _error(self, request: Request, what: tuple[int, int]) -> None:
-        """An ICMP error from the gateway about `request`."""
+    def _error(self, request: Request, what: tuple[int, int], rest: int = 0) -> None:
+        """An ICMP error from the gateway about `request`; `rest` ends its header."""
         source = self._link.gateway4 if request.family is FAMILY4 else self._link.gateway6
-        self._stack.send_ip(packets.icmp_error(source, request.child, *what, request.quote))
+        self._stack.send_ip(packets.icmp_error(source, request.child, *what, request.quote, rest))
 
     # Down.
 
@@ -282,15 +306,23 @@ class Echo:
         message = _MESSAGE.pack(family.reply, 0, 0, ident, seq) + data
         self._stack.send_ip(packets.icmp_packet(remote, child, message, ttl))
 
-    def _take_errors(self, sock: socket.socket, family: Family) -> None:
+    def _take_errors(self, sock: socket.socket, family: Family) -> int:
+        """Pass on what is in the error queue. Returns the MTU for which this host refused a message, 0 for none."""
+        local_mtu = 0
         for _ in range(_RECEIVE_BATCH):
             try:
                 quoted, control, _, address = sock.recvmsg(512, 512, socket.MSG_ERRQUEUE)
             except OSError:
-                return
+                break
             for _, kind, data in control:
-                if kind in (_IP_RECVERR, _IPV6_RECVERR) and len(data) >= _ERROR.size and len(quoted) >= 8:
+                if kind not in (_IP_RECVERR, _IPV6_RECVERR) or len(data) < _ERROR.size:
+                    continue
+                if data[4] == _ORIGIN_LOCAL:
+                    number, _, _, _, info, _ = _ERROR.unpack_from(data)
+                    local_mtu = info if number == errno.EMSGSIZE else local_mtu
+                elif len(quoted) >= 8:
                     self._take_error(family, quoted, data, socket.inet_pton(family.af, address[0].partition("%")[0]))
+        return local_mtu
 
     def _take_error(self, family: Family, quoted: bytes, data: bytes, remote: bytes) -> None:
         """Pass one ICMP error on: `quoted` is our echo request as the error quotes it, `data` the kernel's report."""
@@ -353,27 +385,29 @@ class Echo:
         sock.close()
 
 
-def read_request(packet: bytes) -> Request | None:
+def read_request(packet: bytes, may_fragment: bool = False) -> Request | None:
     """The echo request in `packet`; None where it is none."""
     if packet[:1] and packet[0] >> 4 == 4:
         header = (packet[0] & 15) * 4
         total = packet[2] << 8 | packet[3]
         if len(packet) < packets.IP4_BYTES or packet[9] != packets.ICMP4:
             return None
-        return _request(FAMILY4, packet, header, total, packet[12:16], packet[16:20], packet[8])
+        manner = Manner(packet[8], packet[1], may_fragment)
+        return _request(FAMILY4, packet, header, total, packet[12:16], packet[16:20], manner)
     if len(packet) < packets.IP6_BYTES or packet[6] != packets.ICMP6:
         return None
     total = packets.IP6_BYTES + (packet[4] << 8 | packet[5])
-    return _request(FAMILY6, packet, packets.IP6_BYTES, total, packet[8:24], packet[24:40], packet[7])
+    manner = Manner(packet[7], (packet[0] << 8 | packet[1]) >> 4 & 0xFF, may_fragment)
+    return _request(FAMILY6, packet, packets.IP6_BYTES, total, packet[8:24], packet[24:40], manner)
 
 
 def _request(
-    family: Family, packet: bytes, header: int, total: int, child: bytes, remote: bytes, ttl: int
+    family: Family, packet: bytes, header: int, total: int, child: bytes, remote: bytes, manner: Manner
 ) -> Request | None:
     if total > len(packet) or header + 8 > total or packet[header] != family.request or packet[header + 1] != 0:
         return None
     _, _, _, ident, sequence = _MESSAGE.unpack_from(packet, header)
-    return Request(family, child, remote, ttl, ident, sequence, packet[header + 8 : total], packet[:QUOTE_BYTES])
+    return Request(family, child, remote, manner, ident, sequence, packet[header + 8 : total], packet[:QUOTE_BYTES])
 
 
 def _ping_socket(family: Family) -> tuple[socket.socket, int]:
@@ -401,6 +435,10 @@ def _raw_socket(family: Family) -> socket.socket:
 
 def _socket(family: Family, kind: int) -> socket.socket:
     sock = socket.socket(family.af, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, family.protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # the kernel cuts it to rmem_max
     if family is FAMILY4:
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
@@ -410,12 +448,18 @@ def _socket(family: Family, kind: int) -> socket.socket:
     return sock
 
 
-def _set_ttl(sock: socket.socket, family: Family, ttl: int) -> None:
-    """`ttl` in hops, -1 for the host's default."""
+def _set_manner(sock: socket.socket, family: Family, manner: Manner) -> None:
+    """What `sock` sends next goes out like this. The default TTL stays the host's, any other becomes one less."""
+    ttl = -1 if manner.ttl == packets.TTL else manner.ttl - 1
+    discovery = _PMTUDISC_DONT if manner.may_fragment else _PMTUDISC_DO
     if family is FAMILY4:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, manner.tos)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, discovery)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, manner.tos)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, discovery)
 
 
 def _ttl_of(control: list[tuple[int, int, bytes]]) -> int:

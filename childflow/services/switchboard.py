@@ -71,6 +71,7 @@ class Switchboard:
             SlowKind.ARP: self._arp,
             SlowKind.ND: self._nd,
             SlowKind.ECHO: self._ping,
+            SlowKind.ECHO_FRAGMENTABLE: self._ping_fragmentable,
             SlowKind.FRAGMENT: self._fragment,
         }
         recorder.start(loop)
@@ -186,12 +187,15 @@ class Switchboard:
         elif answer.drop is not None:
             self._stack.drop(answer.drop)
 
-    def _ping(self, packet: bytes) -> None:
+    def _ping_fragmentable(self, packet: bytes) -> None:
+        self._ping(packet, may_fragment=True)
+
+    def _ping(self, packet: bytes, may_fragment: bool = False) -> None:
         if self._echo is None:
             from childflow.services.echo import Echo
 
             self._echo = Echo(self._stack, self._loop.time, self._open_watch(), self._recorder, self._addresses)
-        self._echo.handle(packet)
+        self._echo.handle(packet, may_fragment)
         self._expire_soon()
 
     def _fragment(self, packet: bytes) -> None:
