@@ -31,11 +31,16 @@ class Peer:
         self.address = socket.inet_pton(FAMILY[self.family], self.end.getsockname()[0])
         self.heard_from: tuple[str, int] = ("", 0)
 
-    def hears(self, port: int, text: bytes, hop_limit: int = 64, checksum: str = "full") -> None:
-        """The child sends this peer a datagram from `port`."""
+    def hears(self, port: int, text: bytes, hop_limit: int = 64, checksum: str = "full", cut: bool = False) -> None:
+        """The child sends this peer a datagram from `port`; `cut`: in fragments, put together again."""
         src = wire.CHILD[self.family]
         packet = wire.udp(src, self.address, port, self.port, text, checksum=checksum)
-        self.play.sends(wire.ip(packet, UDP, src, self.address, hop_limit=hop_limit))
+        packet = wire.ip(packet, UDP, src, self.address, hop_limit=hop_limit)
+        if not cut:
+            self.play.sends(packet)
+            return
+        self.play.stack.input_ip(packet)
+        self.play.rest()
 
     def gets(self, text: bytes) -> None:
         self.play.until(self._readable)
@@ -144,7 +149,7 @@ def test_open_lengths_both_ways(stage, family, offload, length):
     """C01: one frame holds any datagram; zero length is a datagram and no end."""
     play = stage(family=family, offload=offload)
     peer = Peer(play)
-    peer.hears(CHILD_PORT, text_of(length))
+    peer.hears(CHILD_PORT, text_of(length), cut=length > 65_000)
     play.allow()
     peer.gets(text_of(length))
     peer.answers(text_of(length, 9))
@@ -339,7 +344,7 @@ def test_open_too_large_for_ipv4_is_counted(play):
 def test_open_ipv6_largest(stage):
     play = stage(family=6)
     peer = Peer(play)
-    peer.hears(CHILD_PORT, text_of(65_527))
+    peer.hears(CHILD_PORT, text_of(65_527), cut=True)
     play.allow()
     peer.gets(text_of(65_527))
 

@@ -83,11 +83,12 @@ def ipv4(
     version: int = 4,
     checksum: int | None = None,
     identification: int = 1,
+    tos: int = 0,
 ) -> bytes:
     ihl = 5 + len(options) // 4 if ihl is None else ihl
     total = 20 + len(options) + len(payload) if total is None else total
     head = (
-        struct.pack("!BBHHHBBH", version << 4 | ihl, 0, total, identification, fragment, hop_limit, protocol, 0)
+        struct.pack("!BBHHHBBH", version << 4 | ihl, tos, total, identification, fragment, hop_limit, protocol, 0)
         + src
         + dst
         + options
@@ -105,9 +106,10 @@ def ipv6(
     hop_limit: int = 64,
     length: int | None = None,
     version: int = 6,
+    tos: int = 0,
 ) -> bytes:
     length = len(payload) if length is None else length
-    return struct.pack("!IHBB", version << 28, length, protocol, hop_limit) + src + dst + payload
+    return struct.pack("!IHBB", version << 28 | tos << 20, length, protocol, hop_limit) + src + dst + payload
 
 
 def ip(payload: bytes, protocol: int, src: bytes, dst: bytes, **fields: Any) -> bytes:
@@ -208,6 +210,7 @@ class Reply(NamedTuple):
     remote_port: int
     child_port: int
     text: bytes
+    tos: int
 
 
 class IcmpError(NamedTuple):
@@ -290,7 +293,9 @@ def _reply(raw: bytes, head: bytes, src: bytes, dst: bytes, payload: bytes, offl
     u = dpkt.udp.UDP(payload)
     assert u.ulen == len(payload), "UDP length"
     assert u.sum != 0, "a UDP checksum of zero says that there is none"
-    return Reply(src, u.sport, u.dport, payload[8:])
+    packet = raw[VNET_LEN + ETHERNET_LEN :]
+    tos = packet[1] if len(src) == 4 else (packet[0] << 8 | packet[1]) >> 4 & 0xFF
+    return Reply(src, u.sport, u.dport, payload[8:], tos)
 
 
 def _icmp(raw: bytes, head: bytes, src: bytes, dst: bytes, payload: bytes, offload: bool) -> IcmpError:
