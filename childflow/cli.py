@@ -35,6 +35,7 @@ GROUPS = {
     "network": (
         Option(("-d", "--dns"), "dns", "IP[:PORT]", "send all DNS of the command to this resolver"),
         Option(("--mtu",), "mtu", "BYTES", "MTU of the command's link (default: the host's)"),
+        Option(("--limit",), "limits", "NAME=N", "change a limit, as max_flows=1000 (may be repeated)"),
     ),
     "what happened": (
         Option(("--summary",), "summary", "", "say on stderr, after the run, what was reached"),
@@ -189,6 +190,7 @@ def settings_from(found: dict[str, Any], command: tuple[str, ...]) -> Settings:
         quiet="quiet" in found,
         dns=_dns(texts["dns"]) if "dns" in texts else None,
         flow_log=_flow_log(texts["flow_log"]) if "flow_log" in texts else None,
+        limits=_limits(found["limits"]) if "limits" in found else (),
         summary="summary" in found or "summary_format" in found,
         summary_format=_choice("--summary-format", texts.get("summary_format", "text"), ("text", "json")),
     )
@@ -254,6 +256,12 @@ def _is_address(text: str) -> bool:
             continue
         return True
     return False
+
+
+def _limits(texts: list[str]) -> tuple[tuple[str, int], ...]:
+    from childflow import limits
+
+    return limits.parse(texts)
 
 
 def _flow_log(text: str) -> str:

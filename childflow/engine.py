@@ -11,18 +11,20 @@ Not here:   what an event means (`services/switchboard.py`), the life of the run
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import select
 import time
+from collections.abc import Mapping
 
-from childflow.netstack.stack import Limits, Stack
+from childflow.limits import Limits
+from childflow.netstack.stack import Stack
 from childflow.record.null import NullRecorder
 from childflow.sandbox.link import LinkPlan
 from childflow.services.switchboard import Switchboard
 from childflow.settings import ADDRESSES, Settings
 
 SERVE_US = 5_000  # before other callbacks of the loop get to run
-RESERVED_DESCRIPTORS = 64  # for DNS, ping, logs, whatever the command opens
 DRAIN_QUIET_S = 1.0  # without a byte moving, what the command left behind is given up
 DRAIN_MAX_S = 10.0
 DRAIN_POLL_MS = 20
@@ -44,6 +46,27 @@ def raise_open_files_limit() -> int:
     return hard
 
 
+def open_files() -> int:
+    """Descriptors that this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def crash_path(environment: Mapping[str, str]) -> str:
+    """The file that the stack's last frames go to if an assertion of ours fails; made then, and only then."""
+    name = f"childflow-crash-{os.getpid()}.pcapng"
+    path = os.path.join(environment.get("TMPDIR") or "/tmp", name)
+    return path if len(os.fsencode(path)) < 256 else f"/tmp/{name}"
+
+
+# Limits that make the stack refuse, by their counters: what to say of it, once.
+_FULL = {
+    "no_descriptor": "no descriptor is left for new connections, and they are refused; raise the limit of open files "
+    "(`ulimit -Hn`, now {open_files}) or --limit max_sockets (now {limits.max_sockets})",
+    "flow_table_full": "no room is left for new flows, and they are refused; raise --limit max_flows "
+    "(now {limits.max_flows})",
+}
+
+
 class Engine:
     """Serves one TAP until `stop`; `counters` still answers afterwards."""
 
@@ -57,9 +80,13 @@ class Engine:
         recorder: NullRecorder,
     ) -> None:
         self._loop = loop
-        limits = Limits(max_sockets=max(raise_open_files_limit() - RESERVED_DESCRIPTORS, 2))
-        self._stack = Stack(tap_fd, ADDRESSES, mtu=plan.mtu, offload=offload, limits=limits)
-        self._switchboard = Switchboard(self._stack, settings, loop, recorder)
+        self._recorder = recorder
+        limits = Limits(**dict(settings.limits)).within(raise_open_files_limit() - open_files())
+        self._stack = Stack(
+            tap_fd, ADDRESSES, mtu=plan.mtu, offload=offload, limits=limits, crash_path=crash_path(os.environ)
+        )
+        self._full = dict(_FULL)
+        self._switchboard = Switchboard(self._stack, settings, loop, recorder, limits=self._stack.limits)
         self._again: asyncio.Handle | None = None
         self._counters: dict[str, int] = {}
 
@@ -101,8 +128,15 @@ class Engine:
         more = self._stack.turn(now_us())
         if self._stack.has_events:
             self._switchboard.handle(self._stack.events())
+            if self._full:
+                self._tell_what_is_full()
             return True  # an answer may have made work
         return more
+
+    def _tell_what_is_full(self) -> None:
+        for reason in [reason for reason in self._full if self._stack.counted(reason)]:
+            open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            self._recorder.warn(self._full.pop(reason).format(open_files=open_files, limits=self._stack.limits))
 
     def _drain(self) -> None:
         """As a kernel does after a program's last close: what it sent is still delivered, for a bounded time."""

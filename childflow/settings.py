@@ -16,7 +16,7 @@ class Settings(NamedTuple):
 
     `command` is argv of the command; `mtu` in bytes, None for the host's egress MTU; `keep_fds` are descriptors above 2
     that the command keeps although they are neither pipe nor FIFO; `flow_log` is a path, `-` for standard output,
-    `fd:N` for an inherited descriptor, or None.
+    `fd:N` for an inherited descriptor, or None; `limits` are those of `limits.py` that were set, by name.
     """
 
     command: tuple[str, ...]
@@ -32,6 +32,7 @@ class Settings(NamedTuple):
     flow_log: str | None = None
     summary: bool = False
     summary_format: str = "text"
+    limits: tuple[tuple[str, int], ...] = ()
 
     def controls(self) -> list[str]:
         """The rules that are in force, as they would be given on the command line."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from childflow import __version__
 from childflow.cli import help_text, main, settings_from, split
 from childflow.errors import UsageError
+from childflow.limits import TABLE, Limits
 from childflow.settings import Settings
 
 
@@ -45,6 +48,12 @@ def test_defaults() -> None:
         (["-vq"], "verbose", True),
         (["--backend", "rootless-internal"], "backend", "rootless-internal"),
         (["--allow-socket-stdio"], "allow_socket_stdio", True),
+        (["--limit", "max_flows=1000"], "limits", (("max_flows", 1000),)),
+        (
+            ["--limit", "max-flows = 7", "--limit=dns_queries=9", "--limit", "max_flows=8"],
+            "limits",
+            (("max_flows", 8), ("dns_queries", 9)),
+        ),
     ],
 )
 def test_options(words: list[str], setting: str, value: object) -> None:
@@ -112,3 +121,32 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-V"]) == 0
     assert capsys.readouterr().out == f"childflow {__version__}\n"
     assert all(len(line) <= 100 for line in help_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_flow=1", "--limit 'max_flow' is unknown; did you mean max_flows?"),
+        ("pings=1", "did you mean ping_sessions?"),
+        ("?", "choose of max_flows, max_half_open, "),
+        ("max_flows", "--limit max_flows needs a number; write --limit max_flows=65536"),
+        ("max_flows=", "--limit max_flows can't be ''; give flows, from 2 to 16777216"),
+        ("max_flows=1", "from 2 to"),
+        ("max_flows=-5", "can't be '-5'"),
+        ("max_flows=9999999999999999999999", "from 2 to"),
+        ("flow_window=100000", "give bytes, a power of two, from 65536"),
+    ],
+)
+def test_limits_that_can_not_be(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parsed("--limit", text, "true")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_limit_is_documented() -> None:
+    """The table in docs/behaviour.md is the one in the code."""
+    text = (Path(__file__).parent.parent / "docs/behaviour.md").read_text()
+    for name, bound in TABLE.items():
+        default = getattr(Limits(), name)
+        assert f"| `{name}` | {default:,} | {bound.unit} | {bound.reason} | {bound.too_many} |" in text

@@ -22,10 +22,23 @@ struct cf_config {
 	_Bool offload;          /* the TAP takes partial checksums and TCP segments of up to 64 KiB */
 	uint8_t child4[4], gateway4[4], child6[16], gateway6[16], child_mac[6], gateway_mac[6];
 	uint16_t mtu;           /* bytes of an IP packet, 68..65521 */
-	uint32_t max_flows;     /* TCP connections and UDP peers together; UDP peers may be half of them */
-	uint32_t max_sockets;   /* host sockets; UDP may have half of them */
+	/* Limits. Each is refused or made room for as childflow/limits.py says, and counted under a cf_drop. */
+	uint32_t max_flows;     /* TCP connections and UDP peers together */
+	uint32_t max_half_open; /* TCP flows before the child's last ACK of the handshake; at most half of max_sockets */
+	uint32_t max_udp_peers; /* at most half of max_flows */
+	uint32_t max_sockets;   /* host sockets */
+	uint32_t max_udp_sockets; /* of those, for child ports; at most half of max_sockets */
 	uint32_t flow_window;   /* bytes that one flow may hold in each direction, a power of two */
 	uint64_t buffer_limit;  /* bytes that all flows may hold together; a flow that comes too late has a page */
+	uint32_t parked_datagrams; /* of one UDP peer that waits for its verdict */
+	uint32_t parked_bytes;  /* of all such peers */
+	uint32_t slow_packets;  /* for Python, between two turns */
+	uint32_t slow_bytes;
+	uint32_t control_rate;  /* ARP, neighbour discovery, echo for Python: a second */
+	uint32_t fragment_rate; /* fragments for Python: a second */
+	uint32_t icmp_error_rate; /* to the child: a second */
+	uint32_t challenge_ack_rate; /* RFC 5961, 7: a second */
+	char crash_path[256];   /* where the last frames are written when an assertion of ours fails; "" for nowhere */
 	uint8_t hash_key[16];   /* of the flow table: the child chooses what is hashed */
 	uint8_t isn_key[16];    /* of RFC 6528 */
 };
@@ -85,6 +98,8 @@ enum cf_drop {
 	CF_DROP_FLOW_DENIED, CF_DROP_BAD_FLAGS, CF_DROP_OUT_OF_WINDOW, CF_DROP_DUPLICATE, CF_DROP_REASSEMBLY_FULL,
 	CF_DROP_OLD_ACK, CF_DROP_BAD_RESET, CF_DROP_CLOSED_DIRECTION,
 	CF_DROP_UNKNOWN_PEER, CF_DROP_NO_PORT, CF_DROP_TOO_BIG, CF_DROP_HOST_SEND_FAILED, CF_DROP_HOST_SOCKET_FULL, CF_DROP_TAP_FULL,
+	/* flows that had to make room for newer ones: one for each flow, or UDP socket */
+	CF_DROP_HALF_OPEN_EVICTED, CF_DROP_TIME_WAIT_EVICTED, CF_DROP_UDP_PEER_EVICTED, CF_DROP_UDP_SOCKET_EVICTED,
 	CF_DROP_COUNT
 };
 

@@ -12,11 +12,12 @@
 #include "stack.h"
 
 #define FLOW_BLOCK 256 /* flows made at once; 256 of them are some 100 KiB */
+#define SPARE_SLOTS 1024 /* of flows that are over and whose end Python has not read: more than one turn makes */
 #define GENERATION_MASK 0x7fffffffu /* bit 63 of an epoll tag says that it is a UDP map (MAP_TAG) */
 
 bool flow_table_init(struct cf_stack *st)
 {
-	uint32_t blocks = (st->cfg.max_flows + FLOW_BLOCK - 1) / FLOW_BLOCK, buckets = 1024;
+	uint32_t blocks = (st->cfg.max_flows + SPARE_SLOTS + FLOW_BLOCK - 1) / FLOW_BLOCK, buckets = 1024;
 
 	while (buckets < st->cfg.max_flows)
 		buckets *= 2;
@@ -27,6 +28,8 @@ bool flow_table_init(struct cf_stack *st)
 	st->free_flow = NONE;
 	for (int i = 0; i < FLOW_LISTS; i++)
 		st->lists[i] = (struct list){NONE, NONE};
+	for (int i = 0; i < FLOW_QUEUES; i++)
+		st->queues[i] = (struct queue){NONE, NONE, 0};
 	if (!st->blocks || !st->buckets || !st->heap)
 		return false;
 	memset(st->buckets, 0xff, buckets * sizeof(*st->buckets));
@@ -112,8 +115,10 @@ void flow_unhash(struct cf_stack *st, struct flow *f)
 	if (f->unhashed)
 		return;
 	f->unhashed = true;
-	while (*link != f->index)
+	while (*link != f->index) {
+		MUST(st, *link != NONE);
 		link = &flow_at(st, *link)->hash_next;
+	}
 	*link = f->hash_next;
 }
 
@@ -123,7 +128,7 @@ static bool grow(struct cf_stack *st)
 {
 	struct flow *block;
 
-	if (st->flow_top >= st->cfg.max_flows)
+	if (st->flow_top >= st->cfg.max_flows + SPARE_SLOTS)
 		return false;
 	if (st->flow_top < st->block_count * FLOW_BLOCK)
 		return true;
@@ -138,6 +143,8 @@ static struct flow *slot_take(struct cf_stack *st)
 {
 	struct flow *f;
 
+	if (st->flow_count >= st->cfg.max_flows)
+		return NULL;
 	if (st->free_flow != NONE) {
 		f = flow_at(st, st->free_flow);
 		st->free_flow = f->hash_next;
@@ -158,13 +165,78 @@ static void slot_release_if_unlisted(struct cf_stack *st, struct flow *f)
 	st->free_flow = f->index;
 }
 
+/* --- room for a new one ----------------------------------------------------------------------------------- */
+
+void flow_unqueue(struct cf_stack *st, struct flow *f)
+{
+	struct queue *q = &st->queues[f->queue];
+
+	if (f->queue == QUEUE_NONE)
+		return;
+	MUST(st, q->count > 0);
+	if (f->queue_prev == NONE)
+		q->head = f->queue_next;
+	else
+		flow_at(st, f->queue_prev)->queue_next = f->queue_next;
+	if (f->queue_next == NONE)
+		q->tail = f->queue_prev;
+	else
+		flow_at(st, f->queue_next)->queue_prev = f->queue_prev;
+	q->count--;
+	f->queue = QUEUE_NONE;
+}
+
+void flow_queue(struct cf_stack *st, struct flow *f, enum flow_queue which)
+{
+	struct queue *q = &st->queues[which];
+
+	if (f->queue == which && q->tail == f->index)
+		return;
+	flow_unqueue(st, f);
+	f->queue = (uint8_t)which;
+	f->queue_prev = q->tail;
+	f->queue_next = NONE;
+	if (q->tail == NONE)
+		q->head = f->index;
+	else
+		flow_at(st, q->tail)->queue_next = f->index;
+	q->tail = f->index;
+	q->count++;
+}
+
+static void evict(struct cf_stack *st, enum flow_queue which, enum cf_drop why, enum cf_end end)
+{
+	if (st->queues[which].head == NONE)
+		return;
+	drop(st, why);
+	flow_close(st, flow_at(st, st->queues[which].head), end);
+}
+
+/* Who must go so that another may come. The child hears nothing: it sends a SYN again by itself, and a datagram to a forgotten
+ * peer makes a new one. Established connections never make room; UDP makes room for UDP only, and TCP for TCP. */
+static void make_room(struct cf_stack *st, enum flow_queue line)
+{
+	bool udp = line == QUEUE_PEERS;
+	enum cf_drop why = udp ? CF_DROP_UDP_PEER_EVICTED : CF_DROP_HALF_OPEN_EVICTED;
+	enum cf_end end = udp ? CF_END_IDLE : CF_END_KILLED;
+
+	if (st->queues[line].count >= (udp ? st->cfg.max_udp_peers : st->cfg.max_half_open))
+		evict(st, line, why, end);
+	if (st->flow_count >= st->cfg.max_flows)
+		evict(st, QUEUE_DONE, CF_DROP_TIME_WAIT_EVICTED, CF_END_FIN);
+	if (st->flow_count >= st->cfg.max_flows)
+		evict(st, line, why, end);
+}
+
 struct flow *flow_new(struct cf_stack *st, uint8_t protocol, int address_len, uint16_t child_port, const uint8_t *remote,
 		      uint16_t remote_port)
 {
-	bool too_many_peers = protocol == PROTO_UDP && st->udp_flows >= st->cfg.max_flows / 2; /* leave room for TCP */
-	struct flow *f = too_many_peers ? NULL : slot_take(st);
+	enum flow_queue line = protocol == PROTO_UDP ? QUEUE_PEERS : QUEUE_HALF_OPEN;
+	struct flow *f;
 	uint32_t *bucket;
 
+	make_room(st, line);
+	f = slot_take(st);
 	if (!f) {
 		drop(st, CF_DROP_FLOW_TABLE_FULL);
 		return NULL;
@@ -179,7 +251,7 @@ struct flow *flow_new(struct cf_stack *st, uint8_t protocol, int address_len, ui
 	f->hash_next = *bucket;
 	*bucket = f->index;
 	st->flow_count++;
-	st->udp_flows += protocol == PROTO_UDP;
+	flow_queue(st, f, line);
 	return f;
 }
 
@@ -189,11 +261,11 @@ void flow_close(struct cf_stack *st, struct flow *f, enum cf_end end)
 		return;
 	free_what_it_holds(st, f);
 	timer_remove(st, f);
+	flow_unqueue(st, f);
 	flow_report_end(st, f, end);
 	flow_unhash(st, f);
 	f->state = CLOSED;
 	st->flow_count--;
-	st->udp_flows -= f->protocol == PROTO_UDP;
 	slot_release_if_unlisted(st, f);
 }
 

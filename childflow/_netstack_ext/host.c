@@ -46,18 +46,14 @@ static int watch(struct cf_stack *st, int fd, uint32_t events, uint64_t tag)
 
 static int new_socket(struct cf_stack *st, int address_len, int type)
 {
-	bool too_many_udp = type == SOCK_DGRAM && st->udp_sockets >= st->cfg.max_sockets / 2;
+	bool too_many_udp = type == SOCK_DGRAM && st->udp_sockets >= st->cfg.max_udp_sockets;
 	int fd;
 
 	if (too_many_udp || st->host_sockets >= st->cfg.max_sockets) {
-		drop(st, CF_DROP_NO_DESCRIPTOR);
 		errno = EMFILE;
 		return -1;
 	}
 	fd = socket(address_len == 4 ? AF_INET : AF_INET6, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-
-	if (fd < 0 && (errno == EMFILE || errno == ENFILE))
-		drop(st, CF_DROP_NO_DESCRIPTOR);
 	st->host_sockets += fd >= 0;
 	if (fd >= 0 && address_len == 16)
 		set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1); /* an IPv4-mapped address never becomes an IPv4 connection */
@@ -102,8 +98,11 @@ int host_connect(struct cf_stack *st, struct flow *f)
 	uint32_t to_len;
 
 	f->host_fd = new_socket(st, f->address_len, SOCK_STREAM);
-	if (f->host_fd < 0)
+	if (f->host_fd < 0) {
+		if (errno == EMFILE || errno == ENFILE)
+			drop(st, CF_DROP_NO_DESCRIPTOR);
 		return errno;
+	}
 	tune_stream(f, f->host_fd);
 	host_address_of(f, &to, &to_len);
 	if (connect(f->host_fd, (struct sockaddr *)&to, to_len) < 0 && errno != EINPROGRESS)

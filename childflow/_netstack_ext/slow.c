@@ -8,15 +8,15 @@
 
 #include "stack.h"
 
-#define SLOW_BYTES (1u << 20)
-#define SLOW_ENTRIES 4096
-#define CONTROL_RATE 10000    /* packets a second; `ping -f` makes a tenth of it */
-#define FRAGMENT_RATE 400000  /* 6 Gbit/s of them: a bound, not a brake */
-
 struct slow_entry {
 	struct cf_event event;
 	uint32_t at;
 };
+
+struct bucket bucket_of_rate(uint32_t rate, uint32_t burst)
+{
+	return (struct bucket){.tokens = burst, .rate = rate, .burst = burst};
+}
 
 bool bucket_take(struct bucket *b, uint64_t now)
 {
@@ -32,12 +32,15 @@ bool bucket_take(struct bucket *b, uint64_t now)
 	return true;
 }
 
+/* A burst of a tenth of a second's worth. */
+static uint32_t tenth(uint32_t rate) { return rate < 10 ? 1 : rate / 10; }
+
 bool slow_init(struct cf_stack *st)
 {
-	st->slow.bytes = malloc(SLOW_BYTES);
-	st->slow.entries = malloc(SLOW_ENTRIES * sizeof(*st->slow.entries));
-	st->slow.control = (struct bucket){.tokens = CONTROL_RATE / 10, .rate = CONTROL_RATE, .burst = CONTROL_RATE / 10};
-	st->slow.fragments = (struct bucket){.tokens = FRAGMENT_RATE / 10, .rate = FRAGMENT_RATE, .burst = FRAGMENT_RATE / 10};
+	st->slow.bytes = malloc(st->cfg.slow_bytes);
+	st->slow.entries = malloc(st->cfg.slow_packets * sizeof(*st->slow.entries));
+	st->slow.control = bucket_of_rate(st->cfg.control_rate, tenth(st->cfg.control_rate));
+	st->slow.fragments = bucket_of_rate(st->cfg.fragment_rate, tenth(st->cfg.fragment_rate));
 	return st->slow.bytes && st->slow.entries;
 }
 
@@ -65,7 +68,7 @@ void slow_push(struct cf_stack *st, struct cf_event e, const uint8_t *bytes, uin
 {
 	struct slow_queue *q = &st->slow;
 
-	if (q->count == SLOW_ENTRIES || len > SLOW_BYTES - q->used) {
+	if (q->count == st->cfg.slow_packets || len > st->cfg.slow_bytes - q->used) {
 		drop(st, CF_DROP_SLOW_PATH_FULL);
 		return;
 	}

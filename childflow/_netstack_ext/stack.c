@@ -13,6 +13,7 @@
 
 #include "stack.h"
 
+#define MAGIC 0x63666c77u /* "cflw": what is no stack, or one that was freed, must not be taken for one */
 #define EPOLL_BATCH 256
 #define FRAMES_PER_ROUND 64
 #define FLOWS_PER_ROUND 256
@@ -21,14 +22,24 @@
 #define MTU_MAX 65521        /* of a TAP with a virtio header */
 #define TEXT_MAX 65475       /* an IPv4 packet of 65535 bytes less the longest headers */
 #define SMALL_RING 4096      /* bytes; one for each flow at the most */
-#define ICMP_ERROR_RATE 1000 /* a second (RFC 4443, 2.4 f) */
 
 /* --- making and ending ------------------------------------------------------------------------------------ */
 
+static bool flow_limits_ok(const struct cf_config *c)
+{
+	return c->max_flows > 1 && c->max_flows <= 1u << 24 && c->max_sockets > 1 &&
+	       c->max_half_open > 0 && c->max_half_open <= c->max_sockets / 2 &&
+	       c->max_udp_peers > 0 && c->max_udp_peers <= c->max_flows / 2 &&
+	       c->max_udp_sockets > 0 && c->max_udp_sockets <= c->max_sockets / 2;
+}
+
 static bool config_ok(const struct cf_config *c)
 {
-	return c->mtu >= MTU_MIN && c->mtu <= MTU_MAX && c->max_flows > 0 && c->max_sockets > 1 && c->flow_window >= 65536 &&
-	       (c->flow_window & (c->flow_window - 1)) == 0 && c->flow_window <= 1u << 28 && c->buffer_limit >= c->flow_window;
+	return c->mtu >= MTU_MIN && c->mtu <= MTU_MAX && flow_limits_ok(c) && c->flow_window >= 65536 &&
+	       (c->flow_window & (c->flow_window - 1)) == 0 && c->flow_window <= 1u << 28 && c->buffer_limit >= c->flow_window &&
+	       c->parked_datagrams <= 255 && c->slow_packets > 0 && c->slow_bytes >= FRAME_MAX && c->control_rate > 0 &&
+	       c->fragment_rate > 0 && c->icmp_error_rate > 0 && c->challenge_ack_rate > 0 &&
+	       memchr(c->crash_path, 0, sizeof(c->crash_path));
 }
 
 static bool watch(struct cf_stack *st, int fd, uint32_t events, uint64_t tag)
@@ -68,13 +79,15 @@ cf_stack *cf_stack_new(const struct cf_config *config)
 	st = calloc(1, sizeof(*st));
 	if (!st)
 		return NULL;
+	st->magic = MAGIC;
 	st->cfg = *config;
 	st->epoll_fd = st->timer_fd = -1;
 	st->timer_armed = NEVER;
 	st->tap_readable = st->tap_writable = true;
 	st->max_payload = TEXT_MAX;
 	init_rings(st);
-	st->icmp_errors = (struct bucket){.tokens = ICMP_ERROR_RATE, .rate = ICMP_ERROR_RATE, .burst = ICMP_ERROR_RATE};
+	st->icmp_errors = bucket_of_rate(st->cfg.icmp_error_rate, st->cfg.icmp_error_rate);
+	st->challenge_acks = bucket_of_rate(st->cfg.challenge_ack_rate, st->cfg.challenge_ack_rate);
 	st->frame = malloc(FRAME_MAX);
 	if (!st->frame || !flow_table_init(st) || !udp_init(st) || !slow_init(st) || !open_descriptors(st)) {
 		int error = errno;
@@ -99,6 +112,7 @@ void cf_stack_free(cf_stack *st)
 		close(st->epoll_fd);
 	if (st->timer_fd >= 0)
 		close(st->timer_fd);
+	st->magic = 0;
 	free(st);
 }
 
@@ -162,7 +176,6 @@ static bool take_epoll_events(struct cf_stack *st)
 static void wake_for_rings(struct cf_stack *st)
 {
 	struct flow *f;
-
 	const struct ring_class *small = &st->rings.classes[RING_SMALL];
 
 	for (uint32_t room = small->limit - small->live; room > 0 && (f = list_pop(st, LIST_RING)); room--)
@@ -222,6 +235,7 @@ int cf_turn(cf_stack *st, uint64_t now_us)
 {
 	int flags = 0;
 
+	MUST(st, st->magic == MAGIC);
 	st->now = now_us;
 	slow_begin_turn(st);
 	for (int i = 0; i < ROUNDS_PER_TURN && (take_epoll_events(st) || work_waits(st)); i++)

@@ -14,6 +14,7 @@
 #include <sys/uio.h>
 
 #include "api.h"
+#include "crash.h"
 #include "ring.h"
 #include "seq.h"
 #include "wire.h"
@@ -33,6 +34,10 @@ enum flow_state {
 	CLOSED, PARKED, CONNECTING, SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK,
 	TIME_WAIT, DRAINING, OPEN, FLOW_STATES
 };
+
+/* Where a flow stands in line for being given up, oldest or least recently used first, when a limit is reached: TCP before
+ * the handshake is complete, TCP in TIME-WAIT that nothing waits for, UDP peers. */
+enum flow_queue { QUEUE_NONE, QUEUE_HALF_OPEN, QUEUE_DONE, QUEUE_PEERS, FLOW_QUEUES };
 
 /* Flows that have something to do, that owe an ACK, that Python must hear of, that wait for a payload ring. */
 enum flow_list { LIST_READY, LIST_ACK, LIST_PENDING, LIST_RING, FLOW_LISTS };
@@ -68,6 +73,7 @@ struct tcb {
 
 struct udp_peer {
 	uint32_t map;                  /* index of the child port's host socket, NONE before the verdict */
+	uint32_t map_prev, map_next;   /* other peers of that socket */
 	struct parked *parked;         /* datagrams that wait for the verdict, oldest first */
 	uint8_t parked_count;
 	bool answered;
@@ -75,6 +81,8 @@ struct udp_peer {
 
 struct flow {
 	uint32_t index, generation, hash_next, next[FLOW_LISTS];
+	uint32_t queue_prev, queue_next;
+	uint8_t queue;                 /* enum flow_queue */
 	uint8_t on_list;               /* bit per enum flow_list */
 	uint8_t state, protocol, address_len, hop_limit, tos;
 	uint8_t pending;               /* bit per event that Python has not read yet: PENDING_ below */
@@ -108,10 +116,15 @@ struct list {
 	uint32_t head, tail;
 };
 
+struct queue { /* doubly linked: a flow may leave from anywhere */
+	uint32_t head, tail, count;
+};
+
 /* One UDP host socket for one child port and family (RFC 4787 REQ-1: endpoint-independent mapping). */
 struct udp_map {
 	int host_fd;
 	uint32_t generation, peers, next_free;
+	uint32_t first_peer, prev, next; /* the maps in use, least recently used first */
 	uint16_t child_port;
 	uint8_t address_len;
 	bool used, ready, errors;      /* ready: on that queue; errors: its error queue is not empty */
@@ -133,6 +146,7 @@ struct slow_queue {
 };
 
 struct cf_stack {
+	uint32_t magic;
 	struct cf_config cfg;
 	uint64_t now;
 	int epoll_fd, timer_fd;
@@ -145,23 +159,26 @@ struct cf_stack {
 	uint32_t block_count, flow_count, free_flow, flow_top;
 	uint32_t *buckets, bucket_mask;
 	struct list lists[FLOW_LISTS];
+	struct queue queues[FLOW_QUEUES];
 
 	uint32_t *heap;                /* indices of flows, by deadline */
 	uint32_t heap_len;
 
 	struct ring_pool rings;
-	uint32_t host_sockets, udp_sockets, udp_flows; /* held against their limits */
+	uint32_t host_sockets, udp_sockets; /* held against their limits */
 	uint64_t parked_bytes;
 
 	struct udp_map *maps;
 	uint32_t map_count, map_room, free_map;
+	struct list maps_by_use;
 	uint32_t ready_head, ready_tail; /* queue of maps with datagrams or errors to read */
 	uint32_t *map_of_port[2];      /* by family and child port */
 	struct udp_batch *batch;
 
 	struct slow_queue slow;
-	struct bucket icmp_errors;
+	struct bucket icmp_errors, challenge_acks;
 	uint64_t drops[CF_DROP_COUNT];
+	struct crash_ring crash;
 };
 
 static inline void drop(struct cf_stack *st, int why) { st->drops[why]++; }
@@ -211,7 +228,6 @@ bool icmp_is_too_big(int address_len, uint8_t type, uint8_t code);
 void icmp_send(struct cf_stack *st, int address_len, struct icmp_error e, const uint8_t *quoted, uint32_t quoted_len);
 /* Quote the packet that opened or belongs to @f, rebuilt: its transport header, with @text behind a UDP header. */
 void icmp_send_for_flow(struct cf_stack *st, const struct flow *f, struct icmp_error e, const uint8_t *text, uint32_t text_len);
-bool bucket_take(struct bucket *b, uint64_t now);
 
 /* flow.c: the table */
 bool flow_table_init(struct cf_stack *st);
@@ -230,6 +246,9 @@ void flow_report_end(struct cf_stack *st, struct flow *f, enum cf_end end);
 /* Take the flow out of the table, report its end, free what it holds. @f must not be used after it. */
 void flow_close(struct cf_stack *st, struct flow *f, enum cf_end end);
 void flow_unhash(struct cf_stack *st, struct flow *f);
+/* Put @f at the end of a queue: it is the youngest there, or was used last. */
+void flow_queue(struct cf_stack *st, struct flow *f, enum flow_queue which);
+void flow_unqueue(struct cf_stack *st, struct flow *f);
 void list_push(struct cf_stack *st, enum flow_list which, struct flow *f);
 struct flow *list_pop(struct cf_stack *st, enum flow_list which);
 uint64_t flow_hash(const uint8_t key[16], uint8_t protocol, int address_len, uint16_t child_port, const uint8_t *remote,
@@ -291,7 +310,7 @@ bool tcp_probe_tail(struct cf_stack *st, struct flow *f);
 uint32_t tcp_sack_options(struct flow *f, uint8_t *p);
 
 enum tcp_event { GOT_CHILD_FIN, SENT_FIN, FIN_ACKED, CHILD_ABORTED, TCP_EVENTS };
-void tcp_move(struct flow *f, enum tcp_event event);
+void tcp_move(struct cf_stack *st, struct flow *f, enum tcp_event event);
 
 /* udp.c */
 bool udp_init(struct cf_stack *st);
@@ -305,7 +324,9 @@ void udp_timer(struct cf_stack *st, struct flow *f);
 void udp_deadline(struct cf_stack *st, struct flow *f);
 void udp_free(struct cf_stack *st, struct flow *f);
 
-/* slow.c: what Python handles */
+/* slow.c: what Python handles, and how often a thing may happen */
+struct bucket bucket_of_rate(uint32_t rate, uint32_t burst);
+bool bucket_take(struct bucket *b, uint64_t now);
 bool slow_init(struct cf_stack *st);
 void slow_free(struct cf_stack *st);
 void slow_push(struct cf_stack *st, struct cf_event e, const uint8_t *bytes, uint32_t len);

@@ -24,6 +24,7 @@ int tap_read(struct cf_stack *st, int budget)
 			return n;
 		}
 		n++;
+		crash_keep(st, CRASH_UP, &(struct iovec){st->frame, (size_t)len}, 1);
 		input_frame(st, st->frame, (uint32_t)len);
 	}
 	return n;
@@ -32,6 +33,7 @@ int tap_read(struct cf_stack *st, int budget)
 /* False: the TAP takes nothing now, and an edge will tell when it does. */
 static bool write_frame(struct cf_stack *st, const struct iovec *iov, int pieces)
 {
+	crash_keep(st, CRASH_DOWN, iov, pieces);
 	while (writev(st->cfg.tap_fd, iov, pieces) < 0) {
 		if (errno == EINTR)
 			continue;

@@ -161,13 +161,20 @@ static bool check_sequence(struct cf_stack *st, struct flow *f, struct segment *
 	return trim_front(st, f, s) && trim_back(st, f, s);
 }
 
+/* RFC 5961, 7: at most so many a second for all flows. The segment was counted where it was refused. */
+static void challenge(struct cf_stack *st, struct flow *f)
+{
+	if (bucket_take(&st->challenge_acks, st->now))
+		tcp_ack_soon(st, f);
+}
+
 static void take_reset(struct cf_stack *st, struct flow *f)
 {
 	if (!f->fin_taken || !f->tcp.up) {
 		tcp_abort(st, f, CF_END_RST_CHILD);
 		return;
 	}
-	tcp_move(f, CHILD_ABORTED);
+	tcp_move(st, f, CHILD_ABORTED);
 	f->tcp.rtx_at = f->tcp.persist_at = NEVER;
 	list_push(st, LIST_READY, f);
 }
@@ -183,7 +190,7 @@ static bool check_reset(struct cf_stack *st, struct flow *f, struct segment *s)
 	}
 	drop(st, CF_DROP_BAD_RESET); /* once all was acknowledged none can take it back (RFC 1337) */
 	if (!child_is_done(f) && seq_diff(s->seq, f->tcp.rcv_nxt) >= 0 && seq_diff(f->tcp.rcv_adv, s->seq) > 0)
-		tcp_ack_soon(st, f);
+		challenge(st, f);
 	return false;
 }
 
@@ -193,7 +200,7 @@ static bool check_syn(struct cf_stack *st, struct flow *f, struct segment *s)
 	if (!(s->tcp->flags & TCP_SYN))
 		return true;
 	drop(st, CF_DROP_BAD_FLAGS);
-	tcp_ack_soon(st, f);
+	challenge(st, f);
 	return false;
 }
 
@@ -228,7 +235,7 @@ static void take_acked(struct cf_stack *st, struct flow *f, uint32_t acked)
 	}
 	if (seq_eq(t->snd_una, t->snd_max) &&
 	    (f->state == FIN_WAIT_1 || f->state == CLOSING || f->state == LAST_ACK) && f->host_eof && !t->down)
-		tcp_move(f, FIN_ACKED);
+		tcp_move(st, f, FIN_ACKED);
 }
 
 static void advance_una(struct cf_stack *st, struct flow *f, seq ack)
@@ -289,6 +296,7 @@ static bool finish_handshake(struct cf_stack *st, struct flow *f, const struct s
 		return false;
 	}
 	f->state = ESTABLISHED;
+	flow_unqueue(st, f);
 	f->tcp.snd_una = f->tcp.sacked = f->tcp.snd_max;
 	f->tcp.rtx_at = NEVER;
 	f->tcp.retries = 0;
@@ -312,7 +320,7 @@ static bool check_ack(struct cf_stack *st, struct flow *f, struct segment *s)
 		return false;
 	if (seq_after(s->tcp->ack, t->snd_max)) { /* of what was never sent (RFC 5961, 5.2) */
 		drop(st, CF_DROP_OLD_ACK);
-		tcp_ack_soon(st, f);
+		challenge(st, f);
 		return false;
 	}
 	if (!seq_before(s->tcp->ack, t->snd_una))
@@ -359,7 +367,7 @@ static bool take_fin(struct cf_stack *st, struct flow *f, struct segment *s)
 		f->tcp.up->ahead_count = 0; /* text that claims to come after the FIN */
 	f->tcp.rcv_nxt = seq_add(f->tcp.rcv_nxt, 1);
 	f->tcp.rcv_adv = seq_max(f->tcp.rcv_adv, f->tcp.rcv_nxt);
-	tcp_move(f, GOT_CHILD_FIN);
+	tcp_move(st, f, GOT_CHILD_FIN);
 	tcp_ack_soon(st, f);
 	list_push(st, LIST_READY, f);
 	return true;

@@ -162,6 +162,7 @@ void tcp_output(struct cf_stack *st, struct flow *f)
 	struct tcb *t = &f->tcp;
 	bool wait = !tcp_send_lost(st, f) || t->slow;
 
+	MUST(st, !seq_before(t->snd_nxt, t->snd_una) && !seq_before(t->snd_max, t->snd_nxt));
 	while (!st->tap_gone && !wait) {
 		uint32_t sent = (uint32_t)seq_diff(t->snd_nxt, t->snd_una), text = down_len(f);
 		uint32_t len = sent < text ? next_len(st, f, sent) : 0;
@@ -180,7 +181,7 @@ void tcp_output(struct cf_stack *st, struct flow *f)
 		}
 		after_send(st, f, seq_add(t->snd_nxt, len + fin));
 		if (fin && (f->state == ESTABLISHED || f->state == CLOSE_WAIT))
-			tcp_move(f, SENT_FIN);
+			tcp_move(st, f, SENT_FIN);
 		if (fin)
 			break;
 	}

@@ -364,6 +364,8 @@ static void finish(struct cf_stack *st, struct flow *f)
 	flow_report_end(st, f, CF_END_FIN);
 	if (f->state == DRAINING)
 		flow_close(st, f, CF_END_FIN);
+	else if (f->queue == QUEUE_NONE)
+		flow_queue(st, f, QUEUE_DONE);
 }
 
 /* Where nothing is read any more, a failure of the host must be asked for. True when the flow has ended by it. */

@@ -2,8 +2,6 @@
  *
  * The host's end of file is our CLOSE call: it sends our FIN to the child. CHILD_ABORTED is an RST after the child's FIN, with
  * acknowledged bytes that the host has not taken yet: those are still delivered. */
-#include <assert.h>
-
 #include "stack.h"
 
 static const uint8_t next_state[FLOW_STATES][TCP_EVENTS] = {
@@ -15,10 +13,10 @@ static const uint8_t next_state[FLOW_STATES][TCP_EVENTS] = {
 	[LAST_ACK] = {[FIN_ACKED] = DRAINING, [CHILD_ABORTED] = DRAINING},
 };
 
-void tcp_move(struct flow *f, enum tcp_event event)
+void tcp_move(struct cf_stack *st, struct flow *f, enum tcp_event event)
 {
 	uint8_t to = next_state[f->state][event];
 
-	assert(to != CLOSED);
+	MUST(st, to != CLOSED);
 	f->state = to;
 }

@@ -69,6 +69,7 @@ void timer_remove(struct cf_stack *st, struct flow *f)
 
 	if (pos == NONE)
 		return;
+	MUST(st, pos < st->heap_len && st->heap[pos] == f->index);
 	f->heap_pos = NONE;
 	if (pos == --st->heap_len)
 		return;

@@ -24,8 +24,6 @@
 #define DATAGRAM_MAX 65535
 #define ROUND_BUDGET 256                 /* datagrams of all maps in one round */
 #define ERRORS_AT_ONCE 64                /* of one map */
-#define PARKED_DATAGRAMS_MAX 64          /* of one peer: a burst of small ones that comes before the verdict */
-#define PARKED_BYTES_MAX (4u << 20)      /* of all */
 #define MTU_CERTAIN4 576                 /* every IPv4 host takes that much (RFC 791, 3.1) */
 #define IDLE_ANSWERED_US (300 * US_PER_S) /* RFC 4787, REQ-5: at least 2 minutes, 5 recommended */
 #define IDLE_UNANSWERED_US (120 * US_PER_S)
@@ -57,6 +55,7 @@ struct udp_batch {
 bool udp_init(struct cf_stack *st)
 {
 	st->free_map = st->ready_head = st->ready_tail = NONE;
+	st->maps_by_use = (struct list){NONE, NONE};
 	st->batch = malloc(sizeof(*st->batch));
 	for (int i = 0; i < 2; i++) {
 		st->map_of_port[i] = calloc(65536, sizeof(uint32_t)); /* index + 1; untouched pages cost nothing */
@@ -114,6 +113,76 @@ static void map_slot_release(struct cf_stack *st, uint32_t index)
 	st->free_map = index;
 }
 
+/* --- maps by use ------------------------------------------------------------------------------------------ */
+
+static void map_unlink(struct cf_stack *st, uint32_t index)
+{
+	struct udp_map *m = &st->maps[index];
+
+	if (m->prev == NONE)
+		st->maps_by_use.head = m->next;
+	else
+		st->maps[m->prev].next = m->next;
+	if (m->next == NONE)
+		st->maps_by_use.tail = m->prev;
+	else
+		st->maps[m->next].prev = m->prev;
+}
+
+static void map_link(struct cf_stack *st, uint32_t index)
+{
+	struct udp_map *m = &st->maps[index];
+
+	m->prev = st->maps_by_use.tail;
+	m->next = NONE;
+	if (m->prev == NONE)
+		st->maps_by_use.head = index;
+	else
+		st->maps[m->prev].next = index;
+	st->maps_by_use.tail = index;
+}
+
+/* A datagram of @f has passed: it and its socket are the last to be given up. */
+static void used_now(struct cf_stack *st, struct flow *f)
+{
+	f->active_at = st->now;
+	flow_queue(st, f, QUEUE_PEERS);
+	if (st->maps_by_use.tail == f->udp.map)
+		return;
+	map_unlink(st, f->udp.map);
+	map_link(st, f->udp.map);
+}
+
+/* Close the socket that was used least recently, and end its peers. False when there is none. */
+static bool evict_map(struct cf_stack *st)
+{
+	uint32_t index = st->maps_by_use.head;
+
+	if (index == NONE)
+		return false;
+	drop(st, CF_DROP_UDP_SOCKET_EVICTED);
+	for (uint32_t left = st->maps[index].peers; left > 0; left--)
+		flow_close(st, flow_at(st, st->maps[index].first_peer), CF_END_IDLE);
+	return true;
+}
+
+/* --- a child port's map ----------------------------------------------------------------------------------- */
+
+/* When sockets or descriptors have run out, another child port's socket makes room. */
+static int map_socket(struct cf_stack *st, uint32_t index)
+{
+	uint8_t address_len = st->maps[index].address_len;
+	int fd = host_udp_socket(st, address_len, map_tag(st, index));
+
+	if (fd >= 0 || (errno != EMFILE && errno != ENFILE))
+		return fd;
+	if (evict_map(st))
+		fd = host_udp_socket(st, address_len, map_tag(st, index));
+	if (fd < 0)
+		drop(st, CF_DROP_NO_DESCRIPTOR);
+	return fd;
+}
+
 /* The map of a child port, made if there is none; NONE with errno. */
 static uint32_t map_get(struct cf_stack *st, const struct flow *f)
 {
@@ -127,23 +196,47 @@ static uint32_t map_get(struct cf_stack *st, const struct flow *f)
 		return NONE;
 	m = &st->maps[index];
 	*m = (struct udp_map){.generation = m->generation + 1, .child_port = f->child_port, .address_len = f->address_len,
-			      .used = true, .next_ready = m->next_ready, .ready = m->ready};
-	m->host_fd = host_udp_socket(st, f->address_len, map_tag(st, index));
+			      .first_peer = NONE, .next_ready = m->next_ready, .ready = m->ready};
+	m->host_fd = map_socket(st, index);
 	if (m->host_fd < 0) {
-		m->used = false;
 		map_slot_release(st, index);
 		return NONE;
 	}
+	m->used = true;
+	map_link(st, index);
 	*slot = index + 1;
 	return index;
 }
 
-static void map_drop_peer(struct cf_stack *st, uint32_t index)
+static void map_add_peer(struct cf_stack *st, uint32_t index, struct flow *f)
 {
 	struct udp_map *m = &st->maps[index];
 
+	f->udp.map = index;
+	f->udp.map_prev = NONE;
+	f->udp.map_next = m->first_peer;
+	if (m->first_peer != NONE)
+		flow_at(st, m->first_peer)->udp.map_prev = f->index;
+	m->first_peer = f->index;
+	m->peers++;
+}
+
+static void map_drop_peer(struct cf_stack *st, struct flow *f)
+{
+	uint32_t index = f->udp.map;
+	struct udp_map *m = &st->maps[index];
+
+	f->udp.map = NONE;
+	if (f->udp.map_prev == NONE)
+		m->first_peer = f->udp.map_next;
+	else
+		flow_at(st, f->udp.map_prev)->udp.map_next = f->udp.map_next;
+	if (f->udp.map_next != NONE)
+		flow_at(st, f->udp.map_next)->udp.map_prev = f->udp.map_prev;
+	MUST(st, m->peers > 0);
 	if (--m->peers > 0)
 		return;
+	map_unlink(st, index);
 	host_close_udp(st, m->host_fd);
 	m->used = false;
 	st->map_of_port[m->address_len == 4 ? 0 : 1][m->child_port] = 0;
@@ -157,7 +250,7 @@ static void park(struct cf_stack *st, struct flow *f, struct manner manner, cons
 {
 	struct parked **end = &f->udp.parked, *p;
 
-	if (f->udp.parked_count == PARKED_DATAGRAMS_MAX || st->parked_bytes + len > PARKED_BYTES_MAX ||
+	if (f->udp.parked_count == st->cfg.parked_datagrams || st->parked_bytes + len > st->cfg.parked_bytes ||
 	    !(p = malloc(sizeof(*p) + len))) {
 		drop(st, CF_DROP_PARKED_FULL);
 		return;
@@ -190,8 +283,7 @@ void udp_free(struct cf_stack *st, struct flow *f)
 	while ((p = unpark(st, f)))
 		free(p);
 	if (f->udp.map != NONE)
-		map_drop_peer(st, f->udp.map);
-	f->udp.map = NONE;
+		map_drop_peer(st, f);
 }
 
 /* --- up --------------------------------------------------------------------------------------------------- */
@@ -287,7 +379,7 @@ static void send_up(struct cf_stack *st, struct flow *f, const struct manner *ma
 		return;
 	}
 	f->bytes_up += len;
-	f->active_at = st->now;
+	used_now(st, f);
 }
 
 static struct flow *open_peer(struct cf_stack *st, const struct ip_view *ip, const struct udp_view *udp)
@@ -319,14 +411,14 @@ void udp_input(struct cf_stack *st, const struct ip_view *ip, const struct udp_v
 
 int udp_allow(struct cf_stack *st, struct flow *f)
 {
+	uint32_t map = map_get(st, f);
 	struct parked *p;
 
-	f->udp.map = map_get(st, f);
-	if (f->udp.map == NONE) {
+	if (map == NONE) {
 		udp_deny(st, f, CF_DENY_PROHIBITED);
 		return CF_OK;
 	}
-	st->maps[f->udp.map].peers++;
+	map_add_peer(st, map, f);
 	f->state = OPEN;
 	while ((p = unpark(st, f))) {
 		send_up(st, f, &p->manner, p->text, p->len);
@@ -389,7 +481,7 @@ static void take_datagram(struct cf_stack *st, const struct udp_map *m, const st
 		return;
 	}
 	f->udp.answered = true;
-	f->active_at = st->now;
+	used_now(st, f);
 	f->bytes_down += len;
 	send_datagram(st, f->address_len, f->remote, f->remote_port, f->child_port, tos, text, len);
 }

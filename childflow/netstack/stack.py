@@ -7,10 +7,11 @@ batches. C copies what it is given before it returns, and what it gives is copie
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from childflow._netstack import ffi, lib
 from childflow.errors import StackError
+from childflow.limits import Limits
 from childflow.netstack.events import (
     Connected,
     Datagram,
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from childflow.settings import Addresses
 
 EVENT_BATCH = 512
-MAX_FLOWS = 65_536
-FLOW_WINDOW = 512 * 1024
-BUFFER_LIMIT = 1 << 30
 
 _DROP_PREFIX = "CF_DROP_"
 _DROP_NAMES: tuple[str, ...] = tuple(
@@ -38,21 +36,9 @@ _DROP_NAMES: tuple[str, ...] = tuple(
     if name != "CF_DROP_COUNT"
 )
 _DROP_NUMBER = {name: number for number, name in enumerate(_DROP_NAMES)}
+_C_LIMITS = tuple(name for name, _ in ffi.typeof("struct cf_config").fields if name in Limits._fields)
 _ENDS = tuple(End)
 _SLOW_KINDS = tuple(SlowKind)
-
-
-class Limits(NamedTuple):
-    """What a stack may use.
-
-    Flows in all (UDP peers half of them), host sockets in all (UDP half of them), payload bytes per flow and direction
-    (a power of two), payload bytes in all.
-    """
-
-    max_flows: int = MAX_FLOWS
-    max_sockets: int = MAX_FLOWS
-    flow_window: int = FLOW_WINDOW
-    buffer_limit: int = BUFFER_LIMIT
 
 
 def checked(code: int, what: str) -> None:
@@ -67,14 +53,18 @@ class Stack:
     """One userspace network stack on a TAP descriptor. The descriptor stays the caller's to close."""
 
     def __init__(
-        self, tap_fd: int, addresses: Addresses, *, mtu: int = 1500, offload: bool = True, limits: Limits | None = None
-    ) -> None:
-        limits = limits or Limits()
+        self, tap_fd: int, addresses: Addresses, *, mtu: int = 1500, offload: bool = True, limits: Limits | None = None,
+        crash_path: str = "",
+    ) -> None:  # fmt: skip
+        """`crash_path`: the pcapng file that the last frames are written to when an assertion of the stack fails."""
+        self.limits = (limits or Limits()).fitted()
         config = ffi.new("struct cf_config *")
         config.tap_fd = tap_fd
         config.offload = offload
         config.mtu = mtu
-        config.max_flows, config.max_sockets, config.flow_window, config.buffer_limit = limits
+        for name in _C_LIMITS:
+            setattr(config, name, getattr(self.limits, name))
+        config.crash_path = os.fsencode(crash_path)
         for field in ("child4", "gateway4", "child6", "gateway6", "child_mac", "gateway_mac"):
             ffi.memmove(getattr(config, field), getattr(addresses, field), len(getattr(addresses, field)))
         ffi.memmove(config.hash_key, os.urandom(16), 16)
@@ -159,6 +149,10 @@ class Stack:
         """Frames that were not carried, by reason; only reasons that occurred."""
         drops = lib.cf_drops(self._st)
         return {name: drops[i] for i, name in enumerate(_DROP_NAMES) if drops[i]}
+
+    def counted(self, reason: str) -> int:
+        """One of the counters."""
+        return int(lib.cf_drops(self._st)[_DROP_NUMBER[reason]])
 
     def flow_count(self) -> int:
         """Flows in the table now."""

@@ -20,6 +20,7 @@ from childflow.services.resolvers import Resolvers
 from childflow.services.watch import Watch
 
 if TYPE_CHECKING:
+    from childflow.limits import Limits
     from childflow.netstack.stack import Stack
     from childflow.record.null import NullRecorder
 
@@ -28,10 +29,17 @@ class DnsService:
     """Answers the tree's DNS questions with the host's resolvers."""
 
     def __init__(
-        self, stack: Stack, loop: asyncio.AbstractEventLoop, watch: Watch, resolvers: Resolvers, recorder: NullRecorder
+        self,
+        stack: Stack,
+        loop: asyncio.AbstractEventLoop,
+        watch: Watch,
+        resolvers: Resolvers,
+        recorder: NullRecorder,
+        limits: Limits | None = None,
     ) -> None:
-        self._udp = UdpForwarder(stack, loop, watch, resolvers, recorder)
-        self._tcp = TcpForwarder(loop, resolvers, recorder)
+        """`limits` None: each forwarder's own."""
+        self._udp = UdpForwarder(stack, loop, watch, resolvers, recorder, limits and limits.dns_queries)
+        self._tcp = TcpForwarder(loop, resolvers, recorder, limits and limits.dns_connections)
 
     def query(self, datagram: Datagram) -> None:
         """Answer `datagram` with `stack.reply_datagram`, now or later."""

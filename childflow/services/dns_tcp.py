@@ -63,17 +63,24 @@ class Session:
 class TcpForwarder:
     """Serves the child's DNS connections."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, resolvers: Resolvers, recorder: NullRecorder) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        resolvers: Resolvers,
+        recorder: NullRecorder,
+        sessions_max: int | None = None,
+    ) -> None:
+        self._sessions_max = MAX_SESSIONS if sessions_max is None else sessions_max
         self._loop = loop
         self._resolvers = resolvers
         self._recorder = recorder
         self._sessions: dict[Session, None] = {}  # in the order of opening, which decides between equal times
         self._runs: set[asyncio.Task[None]] = set()
-        self._upstream = asyncio.Semaphore(MAX_UPSTREAM)
+        self._upstream = asyncio.Semaphore(min(MAX_UPSTREAM, self._sessions_max))
 
     def open(self) -> socket.socket | None:
         """The stack's end of a new session, for `attach`; None when there are too many and none is idle."""
-        if len(self._runs) >= MAX_SESSIONS and not self._close_longest_idle():
+        if len(self._runs) >= self._sessions_max and not self._close_longest_idle():
             return None
         try:
             stack_end, ours = socket.socketpair()

@@ -14,6 +14,7 @@ Not here:   what a message must look like (`dns.py`), who the resolvers are (`re
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -36,6 +37,7 @@ LANES = 4  # sockets per resolver at a time
 LANE_QUERIES = 256  # queries before a socket, and with it the source port, is replaced
 _RECEIVE_BATCH = 64
 _MAX_MESSAGE = 65535
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _FAILURES = frozenset((dns.SERVFAIL, dns.NOTIMP, dns.REFUSED))  # libc, too, asks its next server then
 
 
@@ -91,8 +93,15 @@ class UdpForwarder:
     """Relays the datagrams that the child sends to the gateway's port 53."""
 
     def __init__(
-        self, stack: Stack, loop: asyncio.AbstractEventLoop, watch: Watch, resolvers: Resolvers, recorder: NullRecorder
+        self,
+        stack: Stack,
+        loop: asyncio.AbstractEventLoop,
+        watch: Watch,
+        resolvers: Resolvers,
+        recorder: NullRecorder,
+        open_max: int | None = None,
     ) -> None:
+        self._open_max = MAX_OPEN if open_max is None else open_max
         self._stack = stack
         self._loop = loop
         self._clock: Callable[[], float] = loop.time
@@ -133,7 +142,7 @@ class UdpForwarder:
         if isinstance(query, dns.Bad):
             self._refuse(to, query)
             return
-        if len(self._open) >= MAX_OPEN:
+        if len(self._open) >= self._open_max:
             self._make_room()
         plan = self._resolvers.plan()
         pending = Pending(to, query, self._resolvers.in_order(), plan.rounds, self._clock())
@@ -192,13 +201,18 @@ class UdpForwarder:
         if lanes is None:
             self._retire_unlisted()
             lanes = self._lanes[server] = []
+        if len(lanes) == LANES and lanes[0].sent < LANE_QUERIES:
+            lanes.append(lanes.pop(0))
+            return lanes[-1]
+        try:
+            lane = Lane(server)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTOR or not lanes:
+                raise
+            lanes.append(lanes.pop(0))  # a source port that stays longer is better than no answer
+            return lanes[-1]
         if len(lanes) == LANES:
-            lane = lanes.pop(0)
-            if lane.sent < LANE_QUERIES:
-                lanes.append(lane)
-                return lane
-            self._retire(lane)
-        lane = Lane(server)
+            self._retire(lanes.pop(0))
         self._watch.add(lane.sock.fileno(), lambda: self._receive(lane))
         lanes.append(lane)
         return lane

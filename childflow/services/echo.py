@@ -144,9 +144,16 @@ class Echo:
     """Sends the child's pings and brings their answers."""
 
     def __init__(
-        self, stack: Stack, clock: Callable[[], float], watch: Watch, recorder: NullRecorder, link: Addresses
+        self,
+        stack: Stack,
+        clock: Callable[[], float],
+        watch: Watch,
+        recorder: NullRecorder,
+        link: Addresses,
+        sessions_max: int = MAX_SESSIONS,
     ) -> None:
         """`clock` in seconds; `watch` tells when a socket has something."""
+        self._sessions_max = sessions_max
         self._stack = stack
         self._clock = clock
         self._watch = watch
@@ -343,7 +350,7 @@ class Echo:
         key = (request.family.version, request.ident)
         session = self._sessions.pop(key, None)
         if session is None:
-            if len(self._sessions) >= MAX_SESSIONS:
+            if len(self._sessions) >= self._sessions_max:
                 self._end(next(iter(self._sessions.values())))
                 self._stack.drop("echo_limit")
             session = self._open_session(request.family, request.ident)

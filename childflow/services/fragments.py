@@ -80,7 +80,9 @@ class Partial:
 class Reassembler:
     """Puts datagrams together. One for both families; times in seconds of any clock that never goes back."""
 
-    def __init__(self) -> None:
+    def __init__(self, datagrams_max: int = MAX_DATAGRAMS, bytes_max: int = MAX_BYTES) -> None:
+        self._datagrams_max = datagrams_max
+        self._bytes_max = bytes_max
         self._open: dict[bytes, Partial] = {}  # by age
         self._bytes = 0
 
@@ -105,7 +107,7 @@ class Reassembler:
             return BAD
         taken = self._add(partial, piece)
         evicted = 0
-        while self._bytes > MAX_BYTES or len(self._open) > MAX_DATAGRAMS:
+        while self._bytes > self._bytes_max or len(self._open) > self._datagrams_max:
             self._remove(next(iter(self._open)))
             evicted += 1
         return taken._replace(evicted=evicted) if evicted else taken

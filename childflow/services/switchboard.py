@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from childflow.errors import StackError
+from childflow.limits import Limits
 from childflow.netstack.events import Connected, Datagram, Denial, Ended, Event, Question, SlowKind, SlowPacket
 from childflow.policy.verdict import TCP, Action, Ask, Verdict, judge
 from childflow.settings import ADDRESSES, Addresses, Settings
@@ -45,8 +46,10 @@ class Switchboard:
         recorder: NullRecorder,
         resolvers: Resolvers | None = None,
         addresses: Addresses = ADDRESSES,
+        limits: Limits | None = None,
     ) -> None:
         """`resolvers` None: those of `settings.dns` or the host. UsageError for a `settings.dns` that is none."""
+        self._limits = limits or Limits()
         self._stack = stack
         self._loop = loop
         self._recorder = recorder
@@ -140,7 +143,8 @@ class Switchboard:
             from childflow.services.dns_service import DnsService
 
             resolvers = self._resolvers if self._resolvers is not None else self._open_resolvers(None)
-            self._dns = DnsService(self._stack, self._loop, self._open_watch(), resolvers, self._recorder)
+            watch = self._open_watch()
+            self._dns = DnsService(self._stack, self._loop, watch, resolvers, self._recorder, self._limits)
         return self._dns
 
     def _open_resolvers(self, dns: str | None) -> Resolvers:
@@ -194,7 +198,8 @@ class Switchboard:
         if self._echo is None:
             from childflow.services.echo import Echo
 
-            self._echo = Echo(self._stack, self._loop.time, self._open_watch(), self._recorder, self._addresses)
+            watch, sessions = self._open_watch(), self._limits.ping_sessions
+            self._echo = Echo(self._stack, self._loop.time, watch, self._recorder, self._addresses, sessions)
         self._echo.handle(packet, may_fragment)
         self._expire_soon()
 
@@ -202,7 +207,7 @@ class Switchboard:
         if self._fragments is None:
             from childflow.services.fragments import Reassembler
 
-            self._fragments = Reassembler()
+            self._fragments = Reassembler(self._limits.fragment_datagrams, self._limits.fragment_bytes)
         result = self._fragments.take(packet, self._loop.time())
         if result.drop is not None:
             self._stack.drop(result.drop)

@@ -579,6 +579,7 @@ def test_flow_table_full_refuses_the_new_flow_only(stage):
     play.establish(4)
 
 
+@pytest.mark.case("B34")
 def test_no_descriptor_refuses_the_new_flow_only(play):
     """B34: at the limit of descriptors a new flow is refused and counted, an old one goes on, and it passes."""
     play.establish()
@@ -606,39 +607,3 @@ def test_no_descriptor_refuses_the_new_flow_only(play):
     play.allow()
     play.errors.clear()
     assert play.stack.flow_count() == 2
-
-
-def test_no_socket_left_refuses_the_new_flow_only(stage):
-    """A stack's own limit of host sockets, half of it for UDP, does what the kernel's limit of descriptors does."""
-    play = stage(limits=Limits(max_sockets=2))
-    play.establish(1)
-    old, old_host = play.child, play.host
-    for port, code in ((10, 0), (11, 13)):  # no route; prohibited
-        play.sends(ipv4(wire.udp(S4, D4, port, 99, b"x"), 17))
-        play.allow()
-        play.forgets_events()
-        assert play.error().code == code
-    play.connect(2, remote=wire.LOOPBACK[4]).opens()
-    play.allow()
-    play.child.gets(RST | ACK)
-    assert play.stack.counters() == {"host_send_failed": 1, "no_descriptor": 2}
-    old.sends(ACK, text=b"on")
-    old.gets(ACK, ack=3)
-    old_host.gets(b"on")
-    old.sends(RST)
-    play.forgets_events()
-    play.clock.advance(ms=200_000)
-    play.forgets_events()
-    play.establish(3)
-
-
-def test_udp_peers_leave_room_for_tcp(stage):
-    play = stage(limits=Limits(max_flows=10))
-    for port in range(1, 9):
-        play.sends(ipv4(wire.udp(S4, D4, port, 99, b"x"), 17))
-    assert play.stack.counters() == {"flow_table_full": 3}
-    assert play.stack.flow_count() == 5
-    assert len(play.errors) == 3
-    play.errors.clear()
-    play.forgets_events()
-    play.establish(1)
