@@ -32,7 +32,10 @@ void host_address_of(const struct flow *f, void *sockaddr, uint32_t *len)
 	}
 }
 
-static void set_int(int fd, int level, int option, int value) { setsockopt(fd, level, option, &value, sizeof(value)); }
+static bool set_int(int fd, int level, int option, int value)
+{
+	return setsockopt(fd, level, option, &value, sizeof(value)) == 0;
+}
 
 #define WATCH_STREAM (EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET)
 #define WATCH_DATAGRAM (EPOLLIN | EPOLLET) /* errors come anyway; nothing waits for room to send */
@@ -42,6 +45,22 @@ static int watch(struct cf_stack *st, int fd, uint32_t events, uint64_t tag)
 	struct epoll_event e = {.events = events, .data.u64 = tag};
 
 	return epoll_ctl(st->epoll_fd, EPOLL_CTL_ADD, fd, &e);
+}
+
+static void close_socket(struct cf_stack *st, int fd)
+{
+	st->host_sockets--;
+	close(fd);
+}
+
+/* As close_socket(), and errno as it was. */
+static int give_up(struct cf_stack *st, int fd)
+{
+	int error = errno;
+
+	close_socket(st, fd);
+	errno = error;
+	return -1;
 }
 
 static int new_socket(struct cf_stack *st, int address_len, int type)
@@ -55,8 +74,9 @@ static int new_socket(struct cf_stack *st, int address_len, int type)
 	}
 	fd = socket(address_len == 4 ? AF_INET : AF_INET6, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	st->host_sockets += fd >= 0;
-	if (fd >= 0 && address_len == 16)
-		set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1); /* an IPv4-mapped address never becomes an IPv4 connection */
+	/* an IPv4-mapped address never becomes an IPv4 connection */
+	if (fd >= 0 && address_len == 16 && !set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1))
+		return give_up(st, fd);
 	return fd;
 }
 
@@ -135,12 +155,6 @@ int host_take_error(const struct flow *f)
 	return error;
 }
 
-static void close_socket(struct cf_stack *st, int fd)
-{
-	st->host_sockets--;
-	close(fd);
-}
-
 /* Close the host socket, at once and with an RST if @reset, else as close(2) does. */
 void host_close(struct cf_stack *st, struct flow *f, bool reset)
 {
@@ -177,18 +191,22 @@ static int bind_any(int fd, int address_len)
 	return bind(fd, (struct sockaddr *)&any, address_len == 4 ? sizeof(struct sockaddr_in) : sizeof(any));
 }
 
-static void tune_datagram(int fd, int address_len)
+/* False when errors would not be told. */
+static bool tune_datagram(int fd, int address_len)
 {
+	bool told;
+
 	if (address_len == 4) {
-		set_int(fd, IPPROTO_IP, IP_RECVERR, 1);
+		told = set_int(fd, IPPROTO_IP, IP_RECVERR, 1);
 		set_int(fd, IPPROTO_IP, IP_RECVTOS, 1);
 	} else {
-		set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
+		told = set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
 		set_int(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);
 	}
 	host_udp_may_fragment(fd, address_len, false);
 	set_int(fd, SOL_SOCKET, SO_RCVBUF, UDP_BUFFER);
 	set_int(fd, SOL_SOCKET, SO_SNDBUF, UDP_BUFFER);
+	return told;
 }
 
 /* An unconnected UDP socket that reports ICMP errors with their origin; -1 with errno. */
@@ -198,7 +216,8 @@ int host_udp_socket(struct cf_stack *st, int address_len, uint64_t tag)
 
 	if (fd < 0)
 		return -1;
-	tune_datagram(fd, address_len);
+	if (!tune_datagram(fd, address_len))
+		return give_up(st, fd);
 	st->udp_sockets++;
 	if (bind_any(fd, address_len) < 0) {
 		drop(st, CF_DROP_NO_PORT);

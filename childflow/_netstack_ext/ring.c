@@ -15,13 +15,13 @@ static struct ring *class_get(struct ring_class *c, uint8_t size)
 {
 	struct ring *r = c->free;
 
-	if (c->live >= c->limit)
+	if (c->live >= c->limit || (c->exhausted && !r))
 		return NULL;
 	if (r) {
 		c->free = r->next_free;
 		c->free_count--;
 	} else if (!(r = malloc(sizeof(*r) + c->capacity))) {
-		c->limit = c->live; /* there is no more memory than that; asking again at once would spin */
+		c->exhausted = true; /* asking again at once would spin */
 		return NULL;
 	}
 	c->live++;
@@ -47,6 +47,7 @@ void ring_put(struct ring_pool *pool, struct ring *r)
 	struct ring_class *c = &pool->classes[r->size];
 
 	c->live--;
+	c->exhausted = false;
 	if (c->free_count >= FREE_RINGS_KEPT) {
 		free(r);
 		return;
@@ -68,7 +69,19 @@ void ring_pool_free(struct ring_pool *pool)
 	}
 }
 
-bool ring_available(const struct ring_pool *pool) { return pool->classes[RING_SMALL].live < pool->classes[RING_SMALL].limit; }
+bool ring_available(const struct ring_pool *pool)
+{
+	const struct ring_class *c = &pool->classes[RING_SMALL];
+
+	return c->live < c->limit && (!c->exhausted || c->free);
+}
+
+bool ring_exhausted(const struct ring_pool *pool)
+{
+	return pool->classes[RING_LARGE].exhausted || pool->classes[RING_SMALL].exhausted;
+}
+
+void ring_retry(struct ring_pool *pool) { pool->classes[RING_LARGE].exhausted = pool->classes[RING_SMALL].exhausted = false; }
 
 uint64_t ring_bytes(const struct ring_pool *pool)
 {

@@ -44,6 +44,7 @@ enum ring_size { RING_LARGE, RING_SMALL, RING_SIZES };
 struct ring_class {
 	uint32_t capacity, live, limit;
 	uint32_t free_count;
+	bool exhausted;                /* malloc has failed; not asked again before a ring came back, or ring_retry() */
 	struct ring *free;
 };
 
@@ -57,6 +58,9 @@ void ring_put(struct ring_pool *pool, struct ring *r);
 void ring_pool_free(struct ring_pool *pool);
 /* Whether ring_get(RING_SMALL) may succeed. */
 bool ring_available(const struct ring_pool *pool);
+/* Whether some ring_get() found no memory; ring_retry() lets malloc be asked again. */
+bool ring_exhausted(const struct ring_pool *pool);
+void ring_retry(struct ring_pool *pool);
 /* Bytes of all rings that are held. */
 uint64_t ring_bytes(const struct ring_pool *pool);
 /* @len bytes from @offset on (from the front; offset + len <= capacity), in up to two pieces; returns the pieces. */

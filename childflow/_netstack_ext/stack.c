@@ -22,6 +22,7 @@
 #define MTU_MAX 65521        /* of a TAP with a virtio header */
 #define TEXT_MAX 65475       /* an IPv4 packet of 65535 bytes less the longest headers */
 #define SMALL_RING 4096      /* bytes; one for each flow at the most */
+#define RETRY_US (50 * US_PER_MS) /* a kernel short of memory gets this long to find some */
 
 /* --- making and ending ------------------------------------------------------------------------------------ */
 
@@ -82,7 +83,7 @@ cf_stack *cf_stack_new(const struct cf_config *config)
 	st->magic = MAGIC;
 	st->cfg = *config;
 	st->epoll_fd = st->timer_fd = -1;
-	st->timer_armed = NEVER;
+	st->timer_armed = st->retry_at = NEVER;
 	st->tap_readable = st->tap_writable = true;
 	st->max_payload = TEXT_MAX;
 	init_rings(st);
@@ -178,8 +179,31 @@ static void wake_for_rings(struct cf_stack *st)
 	struct flow *f;
 	const struct ring_class *small = &st->rings.classes[RING_SMALL];
 
+	if (!ring_available(&st->rings))
+		return;
 	for (uint32_t room = small->limit - small->live; room > 0 && (f = list_pop(st, LIST_RING)); room--)
 		list_push(st, LIST_READY, f);
+}
+
+/* No edge tells that memory is there again, so what failed is tried again after a while. */
+static void retry_what_failed(struct cf_stack *st)
+{
+	struct flow *f;
+
+	if (st->retry_at > st->now)
+		return;
+	st->retry_at = NEVER;
+	ring_retry(&st->rings);
+	st->tap_readable = st->tap_readable || st->tap_failing;
+	st->tap_failing = false;
+	while ((f = list_pop(st, LIST_MEMORY)))
+		list_push(st, LIST_READY, f);
+}
+
+static void plan_retry(struct cf_stack *st)
+{
+	if (st->retry_at == NEVER && (st->tap_failing || st->lists[LIST_MEMORY].head != NONE || ring_exhausted(&st->rings)))
+		st->retry_at = st->now + RETRY_US;
 }
 
 static void serve_flows(struct cf_stack *st)
@@ -238,12 +262,13 @@ int cf_turn(cf_stack *st, uint64_t now_us)
 	MUST(st, st->magic == MAGIC);
 	st->now = now_us;
 	slow_begin_turn(st);
+	retry_what_failed(st);
 	for (int i = 0; i < ROUNDS_PER_TURN && (take_epoll_events(st) || work_waits(st)); i++)
 		round_of_work(st);
 	run_timers(st);
 	send_acks(st);
-	timer_arm(st);
-	if (work_waits(st))
+	plan_retry(st);
+	if (!timer_arm(st) || work_waits(st))
 		flags |= CF_TURN_MORE;
 	if (st->lists[LIST_PENDING].head != NONE || st->slow.taken < st->slow.count)
 		flags |= CF_TURN_EVENTS;

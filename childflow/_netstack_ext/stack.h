@@ -39,8 +39,9 @@ enum flow_state {
  * the handshake is complete, TCP in TIME-WAIT that nothing waits for, UDP peers. */
 enum flow_queue { QUEUE_NONE, QUEUE_HALF_OPEN, QUEUE_DONE, QUEUE_PEERS, FLOW_QUEUES };
 
-/* Flows that have something to do, that owe an ACK, that Python must hear of, that wait for a payload ring. */
-enum flow_list { LIST_READY, LIST_ACK, LIST_PENDING, LIST_RING, FLOW_LISTS };
+/* Flows that have something to do, that owe an ACK, that Python must hear of, that wait for a payload ring, that wait until
+ * the kernel may have memory again. */
+enum flow_list { LIST_READY, LIST_ACK, LIST_PENDING, LIST_RING, LIST_MEMORY, FLOW_LISTS };
 
 struct tcb {
 	/* down: what we send to the child. snd_una <= snd_nxt <= snd_max; the down ring starts at snd_una (or one
@@ -151,7 +152,9 @@ struct cf_stack {
 	uint64_t now;
 	int epoll_fd, timer_fd;
 	uint64_t timer_armed;
+	uint64_t retry_at;             /* when what failed for want of memory is tried again; NEVER: nothing did */
 	bool tap_gone, tap_readable, tap_writable;
+	bool tap_failing;              /* reads fail, and not because nothing is there: tried again at retry_at */
 	uint8_t *frame;                /* where one frame is read */
 	uint32_t max_payload;          /* bytes of TCP text in one frame down: 64 KiB or one MSS */
 
@@ -258,7 +261,7 @@ uint64_t flow_hash(const uint8_t key[16], uint8_t protocol, int address_len, uin
 void timer_set(struct cf_stack *st, struct flow *f, uint64_t deadline);
 void timer_remove(struct cf_stack *st, struct flow *f);
 struct flow *timer_due(struct cf_stack *st);
-void timer_arm(struct cf_stack *st);
+bool timer_arm(struct cf_stack *st);
 
 /* host.c: real sockets */
 int host_connect(struct cf_stack *st, struct flow *f);

@@ -7,21 +7,34 @@
 
 #include "stack.h"
 
+#define READS_AGAIN 2 /* at once, after an error that may pass: no second edge tells of a frame that is there still */
+
+static bool is_gone(int error) { return error == EBADFD || error == EBADF || error == EPIPE; }
+
+/* A read that brought no frame: whether to read again now. */
+static bool read_again(struct cf_stack *st, ssize_t len, int *failures)
+{
+	if (len == 0 || is_gone(errno))
+		st->tap_gone = true; /* the device was deleted; its POLLERR would never end */
+	else if (errno != EAGAIN && (*failures)++ < READS_AGAIN)
+		return true;
+	st->tap_readable = false;
+	st->tap_failing = errno != EAGAIN && !st->tap_gone;
+	return false;
+}
+
 /* Read and handle at most @budget frames; returns how many. Sets tap_readable to whether more may be waiting. */
 int tap_read(struct cf_stack *st, int budget)
 {
-	int n = 0;
+	int n = 0, failures = 0;
 
 	while (n < budget) {
 		ssize_t len = read(st->cfg.tap_fd, st->frame, FRAME_MAX);
 
-		if (len < 0 && errno == EINTR)
-			continue;
 		if (len <= 0) {
-			st->tap_readable = false;
-			if (len == 0 || (errno != EAGAIN && errno != EIO && errno != ENOBUFS))
-				st->tap_gone = true; /* EBADFD: the device was deleted; its POLLERR would never end */
-			return n;
+			if (!read_again(st, len, &failures))
+				return n;
+			continue;
 		}
 		n++;
 		crash_keep(st, CRASH_UP, &(struct iovec){st->frame, (size_t)len}, 1);
@@ -38,13 +51,13 @@ static bool write_frame(struct cf_stack *st, const struct iovec *iov, int pieces
 		if (errno == EINTR)
 			continue;
 		drop(st, CF_DROP_TAP_FULL);
-		if (errno == EAGAIN || errno == ENOBUFS) {
+		if (errno == EAGAIN) {
 			st->tap_writable = false;
 			return false;
 		}
-		if (errno == EBADFD || errno == EPIPE)
+		if (is_gone(errno))
 			st->tap_gone = true;
-		return true; /* lost as on a wire: the link is down, say. What retransmits will; trying again at once would spin */
+		return true; /* lost as on a wire: the link is down, or memory short. What retransmits will; no edge would tell */
 	}
 	return true;
 }

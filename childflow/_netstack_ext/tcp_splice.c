@@ -122,8 +122,10 @@ static uint32_t host_send(struct cf_stack *st, struct flow *f, struct iovec *iov
 		f->bytes_up += (uint64_t)n;
 		return (uint32_t)n;
 	}
-	if (errno == EAGAIN || errno == ENOBUFS)
+	if (errno == EAGAIN)
 		f->host_writable = false;
+	else if (errno == ENOBUFS || errno == ENOMEM)
+		list_push(st, LIST_MEMORY, f); /* no edge will come */
 	else
 		send_failed(st, f, errno);
 	return 0;
@@ -202,8 +204,10 @@ static void flush_up(struct cf_stack *st, struct flow *f)
 		int pieces = ring_pieces(f->tcp.up, 0, f->tcp.up->len, iov);
 		uint32_t n = host_send(st, f, iov, pieces);
 
+		if (n == 0)
+			break;
 		ring_consume(f->tcp.up, n);
-		if (n > 0 && child_is_done(f))
+		if (child_is_done(f))
 			f->active_at = st->now; /* the child is silent by now; the host's progress is what counts */
 	}
 	if (f->tcp.up && f->send_error)
@@ -214,7 +218,8 @@ static void flush_up(struct cf_stack *st, struct flow *f)
 		tcp_ack_soon(st, f);
 	if (f->fin_taken && !f->tcp.up && !f->host_shut && f->host_fd >= 0) {
 		f->host_shut = true;
-		shutdown(f->host_fd, SHUT_WR);
+		if (shutdown(f->host_fd, SHUT_WR) < 0)
+			send_failed(st, f, errno); /* the connection broke; its end must not look whole */
 	}
 }
 

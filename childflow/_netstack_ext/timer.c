@@ -96,18 +96,22 @@ struct flow *timer_due(struct cf_stack *st)
 	return NULL;
 }
 
-void timer_arm(struct cf_stack *st)
+/* Have the timer fire at the first deadline. False when it can't be set: nothing will fire, so the turn is to be taken again. */
+bool timer_arm(struct cf_stack *st)
 {
-	uint64_t at = st->heap_len > 0 ? key(st, 0) : NEVER, in;
+	uint64_t at = st->heap_len > 0 && key(st, 0) < st->retry_at ? key(st, 0) : st->retry_at, in;
 	struct itimerspec spec = {0};
 
 	if (at == st->timer_armed)
-		return;
+		return true;
 	st->timer_armed = at;
 	if (at != NEVER) {
 		in = at > st->now ? at - st->now : 1;
 		spec.it_value.tv_sec = (time_t)(in / US_PER_S);
 		spec.it_value.tv_nsec = (long)(in % US_PER_S) * 1000;
 	}
-	timerfd_settime(st->timer_fd, 0, &spec, NULL);
+	if (timerfd_settime(st->timer_fd, 0, &spec, NULL) == 0 || at == NEVER) /* one that fires for nothing does no harm */
+		return true;
+	st->timer_armed = NEVER;
+	return false;
 }

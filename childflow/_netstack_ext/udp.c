@@ -23,6 +23,7 @@
 #define BATCH 16
 #define DATAGRAM_MAX 65535
 #define ROUND_BUDGET 256                 /* datagrams of all maps in one round */
+#define FAILURES_AT_ONCE 16              /* of one map: reads that fail for another reason than that nothing is there */
 #define ERRORS_AT_ONCE 64                /* of one map */
 #define MTU_CERTAIN4 576                 /* every IPv4 host takes that much (RFC 791, 3.1) */
 #define IDLE_ANSWERED_US (300 * US_PER_S) /* RFC 4787, REQ-5: at least 2 minutes, 5 recommended */
@@ -514,10 +515,12 @@ static int receive(struct udp_batch *b, int fd)
 /* Read until the socket is empty or *budget is used up; true when there may be more. */
 static bool drain(struct cf_stack *st, uint32_t index, int *budget)
 {
+	int failures = 0;
+
 	while (*budget > 0) {
 		int n = receive(st->batch, st->maps[index].host_fd);
 
-		if (n < 0 && errno == EAGAIN)
+		if (n < 0 && (errno == EAGAIN || ++failures == FAILURES_AT_ONCE))
 			return false;
 		*budget -= n > 0 ? n : 1; /* an error that belonged to an earlier datagram: read on */
 		for (int i = 0; i < n; i++)
