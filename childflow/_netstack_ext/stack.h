@@ -61,8 +61,8 @@ struct tcb {
 	/* up: what we take from the child. rcv_nxt <= rcv_adv, the right edge that the child was told. */
 	seq irs, rcv_nxt, rcv_adv;
 	seq fin_seq;                   /* of a FIN that waits for text before it; valid with fin_seen */
-	seq newest_ahead;              /* of the last segment that came ahead of a gap */
-	uint8_t acks_ahead, sack_turn; /* sent at once since rcv_nxt stands; the interval to report next */
+	seq recent[SACK_BLOCKS_MAX];   /* a place in each interval that last got text ahead of a gap, the newest first */
+	uint8_t recent_count, acks_ahead; /* acks_ahead: sent at once since rcv_nxt stands */
 	struct ring *up, *down;        /* NULL when empty */
 	/* RFC 6298, microseconds */
 	uint32_t srtt, rttvar, rto;
@@ -310,7 +310,8 @@ void tcp_infer_losses(struct flow *f);
 bool tcp_send_lost(struct cf_stack *st, struct flow *f);
 void tcp_lose_all(struct flow *f);
 bool tcp_probe_tail(struct cf_stack *st, struct flow *f);
-uint32_t tcp_sack_options(struct flow *f, uint8_t *p);
+bool tcp_note_ahead(struct flow *f, seq at);
+uint32_t tcp_sack_options(const struct flow *f, uint8_t *p);
 
 enum tcp_event { GOT_CHILD_FIN, SENT_FIN, FIN_ACKED, CHILD_ABORTED, TCP_EVENTS };
 void tcp_move(struct cf_stack *st, struct flow *f, enum tcp_event event);

@@ -235,42 +235,71 @@ bool tcp_probe_tail(struct cf_stack *st, struct flow *f)
 
 /* --- our own gaps, told to the child ---------------------------------------------------------------------- */
 
-static uint8_t *put_block(uint8_t *p, const struct tcb *t, const struct interval *in)
-{
-	put32(p, t->rcv_nxt.n + (in->start - t->up->len));
-	put32(p + 4, t->rcv_nxt.n + (in->end - t->up->len));
-	return p + 8;
-}
-
+/* The index of the interval that @at lies in; ahead_count when it is in none. */
 static uint32_t interval_of(const struct tcb *t, seq at)
 {
-	uint32_t offset = t->up->len + (uint32_t)seq_diff(at, t->rcv_nxt), i = 0;
+	uint32_t offset = t->up->len + (uint32_t)seq_diff(at, t->rcv_nxt), count = t->up->ahead_count, i = 0;
 
-	while (i < t->up->ahead_count && t->up->ahead[i].end <= offset)
+	if (!seq_after(at, t->rcv_nxt))
+		return count;
+	while (i < count && t->up->ahead[i].end <= offset)
 		i++;
-	return i;
+	return i < count && t->up->ahead[i].start <= offset ? i : count;
 }
 
-/* The SACK option for an ACK, at @p: first the interval that came last (RFC 2018, 4), then others in turn, so that each is told
- * more than once. Returns its length, a multiple of 4; 0 without a gap. */
-uint32_t tcp_sack_options(struct flow *f, uint8_t *p)
+/* Text at @at came ahead of a gap. True when the child's next ACK must tell of an interval that no recent one told of. */
+bool tcp_note_ahead(struct flow *f, seq at)
 {
 	struct tcb *t = &f->tcp;
-	uint32_t count = t->up ? t->up->ahead_count : 0, first, blocks = count < SACK_BLOCKS_MAX ? count : SACK_BLOCKS_MAX;
-	uint8_t *block = p + 4;
+	uint32_t mine, place = 0;
+	bool news;
+
+	if (!t->up || (mine = interval_of(t, at)) == t->up->ahead_count)
+		return false; /* not kept */
+	while (place < t->recent_count && interval_of(t, t->recent[place]) != mine)
+		place++;
+	news = place == t->recent_count;
+	if (news && t->recent_count < SACK_BLOCKS_MAX)
+		t->recent_count++;
+	if (place == SACK_BLOCKS_MAX)
+		place--;
+	memmove(t->recent + 1, t->recent, place * sizeof(t->recent[0]));
+	t->recent[0] = at;
+	return news;
+}
+
+/* Add interval @i to the @n that are chosen, unless it is among them; returns the new number. */
+static uint32_t choose(uint32_t *chosen, uint32_t n, uint32_t i)
+{
+	for (uint32_t k = 0; k < n; k++)
+		if (chosen[k] == i)
+			return n;
+	chosen[n] = i;
+	return n + 1;
+}
+
+/* The SACK option for an ACK, at @p: the intervals that came last, the newest first (RFC 2018, 4), then others from the lowest on.
+ * Returns its length, a multiple of 4; 0 without a gap. */
+uint32_t tcp_sack_options(const struct flow *f, uint8_t *p)
+{
+	const struct tcb *t = &f->tcp;
+	uint32_t count = t->up ? t->up->ahead_count : 0, chosen[SACK_BLOCKS_MAX], n = 0;
 
 	if (!t->sack || count == 0)
 		return 0;
-	first = interval_of(t, t->newest_ahead) % count;
-	block = put_block(block, t, &t->up->ahead[first]);
-	for (uint32_t i = 1; i < blocks; i++) {
-		t->sack_turn = (uint8_t)((t->sack_turn + 1) % count);
-		if (t->sack_turn == first)
-			t->sack_turn = (uint8_t)((t->sack_turn + 1) % count);
-		block = put_block(block, t, &t->up->ahead[t->sack_turn]);
-	}
+	for (uint32_t i = 0; i < t->recent_count; i++)
+		if (interval_of(t, t->recent[i]) < count)
+			n = choose(chosen, n, interval_of(t, t->recent[i]));
+	for (uint32_t i = 0; i < count && n < SACK_BLOCKS_MAX; i++)
+		n = choose(chosen, n, i);
 	p[0] = p[1] = TCP_OPTION_NOP;
 	p[2] = TCP_OPTION_SACK;
-	p[3] = (uint8_t)(2 + 8 * blocks);
-	return (uint32_t)(block - p);
+	p[3] = (uint8_t)(2 + 8 * n);
+	for (uint32_t i = 0; i < n; i++) {
+		const struct interval *in = &t->up->ahead[chosen[i]];
+
+		put32(p + 4 + 8 * i, t->rcv_nxt.n + (in->start - t->up->len));
+		put32(p + 8 + 8 * i, t->rcv_nxt.n + (in->end - t->up->len));
+	}
+	return 4 + 8 * n;
 }

@@ -12,6 +12,7 @@
 #include "stack.h"
 
 #define DISCARDS 16 /* reads that are thrown away before the others have their turn */
+#define SEND_AT_ONCE 8192 /* bytes; below it a copy costs less than a system call */
 #define ACKS_AHEAD 3 /* RFC 5681's duplicates that mean a loss */
 #define PULL_BUDGET (1u << 20) /* bytes that one flow may bring down before the others have their turn */
 
@@ -162,42 +163,23 @@ static void keep(struct cf_stack *st, struct flow *f, uint32_t ahead, const uint
 }
 
 /* What comes ahead of a gap is answered at once, each time, since the child counts that (RFC 5681, 4.2). With SACK three are
- * enough: the next one tells of all that came meanwhile. */
-static void acknowledge(struct cf_stack *st, struct flow *f, bool ahead)
+ * enough, and one for each further gap: the next one tells of all that came meanwhile. */
+static bool owes_ack_at_once(struct flow *f, bool ahead, bool new_gap)
 {
 	struct tcb *t = &f->tcp;
 
-	if (!ahead)
+	if (!ahead) {
 		t->acks_ahead = 0;
-	if (!ahead || (t->sack && t->acks_ahead == ACKS_AHEAD) || !tcp_send_ack(st, f))
-		tcp_ack_soon(st, f);
-	else if (t->acks_ahead < ACKS_AHEAD)
-		t->acks_ahead++;
+		return false;
+	}
+	if (t->sack && t->acks_ahead == ACKS_AHEAD)
+		return new_gap;
+	t->acks_ahead++;
+	return true;
 }
 
-/* Text that check_sequence has cut to the window. */
-void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len)
-{
-	struct tcb *t = &f->tcp;
-	uint32_t ahead = (uint32_t)seq_diff(at, t->rcv_nxt), taken = 0;
-	struct iovec iov = {(void *)(uintptr_t)text, len};
-
-	if (ahead == 0 && !t->up && f->host_writable) {
-		taken = host_send(st, f, &iov, 1);
-		t->rcv_nxt = seq_add(t->rcv_nxt, taken);
-	}
-	if (f->send_error) {
-		drop(st, CF_DROP_CLOSED_DIRECTION);
-		return;
-	}
-	if (ahead > 0)
-		t->newest_ahead = at;
-	if (taken < len)
-		keep(st, f, ahead, text + taken, len - taken);
-	acknowledge(st, f, ahead > 0);
-}
-
-static void flush_up(struct cf_stack *st, struct flow *f)
+/* Give the host what waits for it. */
+static void flush_text(struct cf_stack *st, struct flow *f)
 {
 	while (f->tcp.up && f->tcp.up->len > 0 && f->host_writable) {
 		struct iovec iov[2];
@@ -210,6 +192,45 @@ static void flush_up(struct cf_stack *st, struct flow *f)
 		if (child_is_done(f))
 			f->active_at = st->now; /* the child is silent by now; the host's progress is what counts */
 	}
+	if (f->tcp.up)
+		release_up(st, f);
+}
+
+/* Text in order goes straight to the host, if nothing waits before it; a short segment of a burst waits for the rest of it
+ * (tcp_service comes next), so that one send takes all. Returns the bytes taken. */
+static uint32_t send_straight(struct cf_stack *st, struct flow *f, const uint8_t *text, uint32_t len)
+{
+	struct iovec iov = {(void *)(uintptr_t)text, len};
+
+	if (len >= SEND_AT_ONCE && f->tcp.up)
+		flush_text(st, f);
+	if (f->tcp.up || !f->host_writable || (len < SEND_AT_ONCE && (f->tcp.up = ring_get(&st->rings, RING_LARGE))))
+		return 0;
+	return host_send(st, f, &iov, 1);
+}
+
+/* Text that check_sequence has cut to the window. */
+void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len)
+{
+	struct tcb *t = &f->tcp;
+	uint32_t ahead = (uint32_t)seq_diff(at, t->rcv_nxt), taken = ahead == 0 ? send_straight(st, f, text, len) : 0;
+	bool new_gap;
+
+	t->rcv_nxt = seq_add(t->rcv_nxt, taken);
+	if (f->send_error) {
+		drop(st, CF_DROP_CLOSED_DIRECTION);
+		return;
+	}
+	if (taken < len)
+		keep(st, f, ahead, text + taken, len - taken);
+	new_gap = ahead > 0 && tcp_note_ahead(f, at);
+	if (!owes_ack_at_once(f, ahead > 0, new_gap) || !tcp_send_ack(st, f))
+		tcp_ack_soon(st, f);
+}
+
+static void flush_up(struct cf_stack *st, struct flow *f)
+{
+	flush_text(st, f);
 	if (f->tcp.up && f->send_error)
 		f->tcp.up->len = f->tcp.up->ahead_count = 0; /* it can never leave */
 	if (f->tcp.up)

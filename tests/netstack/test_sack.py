@@ -94,15 +94,23 @@ def test_child_that_permits_none_gets_none(stage):
     assert play.child.gets(ACK).options == b""
 
 
-def test_after_three_acks_ahead_the_rest_of_a_burst_shares_one(play):
-    """One ACK at least tells of all; `sends` lets the stack rest, so the frames go in at once here."""
-    packets = [play.child.packet(ACK, seq=11 + 20 * n, text=b"x" * 10) for n in range(10)]
-    for p in packets:
-        play._tap.send(wire.frame(p))
+def burst(play: Play, starts: range) -> None:
+    """Segments of 10 bytes that are all there when the stack looks."""
+    for at in starts:
+        play._tap.send(wire.frame(play.child.packet(ACK, seq=at, text=b"x" * 10)))
     play.rest()
+
+
+def test_after_three_acks_ahead_the_rest_of_a_burst_shares_one(play):
+    burst(play, range(11, 111, 10))
     acks = play.child.forgets()
     assert len(acks) == 4
     assert all(s.ack == (play.child.isn + 1) & 0xFFFFFFFF for s in acks)
+
+
+def test_each_further_gap_is_told_at_once(play):
+    burst(play, range(11, 211, 20))
+    assert len(play.child.forgets()) == 10
 
 
 # --- what the child reports
