@@ -86,12 +86,17 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+_NO_MEMORY = "not enough memory; end some programs, or raise the limit (`ulimit -v`)"
+
+
 def _shortage(error: Exception) -> str | None:
     """What the user can change about an error that is neither the command line's nor a bug."""
     import errno
 
     if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("childflow."):
         return f"this checkout is not built ({error.name} is missing); run `make run`, or install it with pip"
+    if isinstance(error, MemoryError):
+        return _NO_MEMORY
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -99,7 +104,7 @@ def _shortage(error: Exception) -> str | None:
     if error.errno == errno.EAGAIN:
         return "no process can be started; raise the limit (`ulimit -u`), or end some"
     if error.errno == errno.ENOMEM:
-        return "not enough memory; end some programs"
+        return _NO_MEMORY
     return None
 
 

@@ -25,6 +25,7 @@ from childflow.services.switchboard import Switchboard
 from childflow.settings import ADDRESSES, Settings
 
 SERVE_US = 5_000  # before other callbacks of the loop get to run
+STUMBLE_S = 0.05
 DRAIN_QUIET_S = 1.0  # without a byte moving, what the command left behind is given up
 DRAIN_MAX_S = 10.0
 DRAIN_POLL_MS = 20
@@ -100,7 +101,10 @@ class Engine:
         self._loop.remove_reader(self._stack.fd)
         if self._again:
             self._again.cancel()
-        self._drain()
+        try:
+            self._drain()
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "the engine stumbled at the end", "exception": error})
         self._stack.close_all()
         self._switchboard.handle(self._stack.events())
         self._switchboard.close()
@@ -115,6 +119,18 @@ class Engine:
         if self._again:
             self._again.cancel()
             self._again = None
+        try:
+            self._serve_a_while()
+        except Exception as error:
+            self._stumble(error)
+
+    def _stumble(self, error: Exception) -> None:
+        """A bug of ours, or no memory: told, and tried again after a moment. At once might be at 100 % CPU for ever."""
+        self._loop.call_exception_handler({"message": "the engine stumbled", "exception": error})
+        self._loop.remove_reader(self._stack.fd)
+        self._again = self._loop.call_later(STUMBLE_S, self.start)
+
+    def _serve_a_while(self) -> None:
         until = now_us() + SERVE_US
         while self._turn():
             if now_us() >= until:

@@ -99,6 +99,9 @@ def _tell_warnings(settings: Settings, sandbox: Sandbox) -> None:
             say(text)
 
 
+BUGS_TOLD = 20  # of different kinds
+
+
 class _Life:
     """From the engine's start to its stop: the loop, and the two descriptors that it watches beside the engine's."""
 
@@ -120,6 +123,7 @@ class _Life:
         self._inherited = inherited_descriptors()
         self._end: Report | None = None
         self._failure: ChildflowError | None = None
+        self._bugs: set[str] = set()
 
     def run(self) -> Report:
         """Start the engine and the command, serve until the command ends, and tidy up."""
@@ -133,8 +137,10 @@ class _Life:
             self._release()
             self._loop.run_forever()
         finally:
-            self._engine.stop()
-            self._recorder.close()
+            try:
+                self._engine.stop()
+            finally:
+                self._recorder.close()
         if self._failure:
             raise self._failure
         assert self._end is not None, "the loop ended before the command did"
@@ -191,7 +197,11 @@ class _Life:
     def _on_bug(self, _loop: Any, context: dict[str, Any]) -> None:
         """An exception that escaped a callback: our bug. Said, once each; the command keeps what works."""
         error = context.get("exception")
-        say(f"internal error, please report it: {context.get('message')} ({error!r})")
+        told = f"{context.get('message')} ({error!r})"
+        if told in self._bugs or len(self._bugs) == BUGS_TOLD:
+            return
+        self._bugs.add(told)
+        say(f"internal error, please report it: {told}")
         if self._settings.verbose and error is not None:
             sys.excepthook(type(error), error, error.__traceback__)
 

@@ -98,10 +98,19 @@ class Stack:
         out: list[Event] = []
         while True:
             count = lib.cf_events(self._st, self._events, EVENT_BATCH)
-            out.extend(_event(self._events[i]) for i in range(count))
+            for i in range(count):
+                try:
+                    out.append(_event(self._events[i]))
+                except MemoryError:
+                    self._lose(self._events[i])
             if count < EVENT_BATCH - 2:  # C keeps room for the three events that one flow may have
                 self.has_events = False
                 return out
+
+    def _lose(self, event: Any) -> None:
+        """There is no memory for this event. Nobody will judge a flow that it asks about, so the child hears no."""
+        if event.kind == lib.CF_EVENT_QUESTION:
+            lib.cf_flow_deny(self._st, event.flow, lib.CF_DENY_RESET)
 
     def allow(self, flow: int) -> None:
         """Let a parked flow out; C opens the host socket."""

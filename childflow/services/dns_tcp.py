@@ -111,7 +111,11 @@ class TcpForwarder:
         return True
 
     async def _run(self, ours: socket.socket) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except OSError:
+            ours.close()  # the child's connection ends with it
+            return
         session = Session(reader, writer, self._loop.time())
         self._sessions[session] = None
         try:

@@ -149,9 +149,9 @@ class UdpForwarder:
         self._open[pending] = None
         if self._recorder.active:
             self._recorder.dns_query("udp", pending.order[0].text, query)
-        self._ask_next(pending)
-        if self._timer is None:
+        if self._timer is None:  # before anything can go wrong: an open query is looked at until it ends
             self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._ask_next(pending)
 
     # Asking.
 
@@ -316,7 +316,12 @@ class UdpForwarder:
 
     def _tick(self) -> None:
         """Look at every open query; there are at most MAX_OPEN, so this costs a thousandth of a core."""
-        now = self._clock()
+        try:
+            self._look_at_all(self._clock())
+        finally:
+            self._timer = self._loop.call_later(TICK_S, self._tick) if self._open else None
+
+    def _look_at_all(self, now: float) -> None:
         for pending in list(self._open):
             if pending not in self._open:
                 continue
@@ -324,7 +329,6 @@ class UdpForwarder:
                 self._fail(pending)
             elif now >= pending.next_at and pending.left > 0:
                 self._too_slow(pending)
-        self._timer = self._loop.call_later(TICK_S, self._tick) if self._open else None
 
     def _too_slow(self, pending: Pending) -> None:
         if pending.flights:

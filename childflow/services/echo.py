@@ -369,9 +369,9 @@ class Echo:
     def _raw_socket(self, family: Family) -> socket.socket:
         sock = self._raw.get(family.version)
         if sock is None:
-            sock = self._raw[family.version] = _raw_socket(family)
-            own = sock
+            sock = own = _raw_socket(family)
             self._watch.add(sock.fileno(), lambda: self._receive(own, family))
+            self._raw[family.version] = sock  # only now: one that can't be watched is of no use
         return sock
 
     def _free_host_id(self, family: Family) -> int:

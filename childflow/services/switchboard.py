@@ -131,7 +131,8 @@ class Switchboard:
             self._stack.attach(question.flow, end.fileno())
         except StackError:
             end.close()
-            raise
+            self._stack.deny(question.flow, Denial.RESET)  # if it is still there
+            return
         end.detach()  # the stack's now
 
     def _datagram(self, datagram: Datagram) -> None:
@@ -226,7 +227,14 @@ class Switchboard:
 
     def _expire(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        waiting = True  # also if this goes wrong
+        try:
+            waiting = self._expire_all(self._loop.time())
+        finally:
+            if waiting:
+                self._expire_soon()
+
+    def _expire_all(self, now: float) -> bool:
         waiting = False
         if self._fragments is not None:
             for _ in range(self._fragments.expire(now)):
@@ -234,5 +242,4 @@ class Switchboard:
             waiting = len(self._fragments) > 0
         if self._echo is not None:
             waiting = self._echo.expire(now) or waiting
-        if waiting:
-            self._expire_soon()
+        return waiting

@@ -4,7 +4,8 @@ Why not `loop.add_reader` for each: libuv ends a watch for good at the first POL
 for a connected datagram socket, a fact to be read and not the end. An epoll descriptor is only ever readable. It is
 cheaper too: one system call per socket, no handle.
 
-Invariants: a callback is called only while its socket is watched; it must not raise OSError.
+Invariants: a callback is called only while its socket is watched. One that raises is told of, costs the others nothing,
+            and is called again when something new comes: not at once and for ever.
 Not here:   the stack's own descriptor (the engine watches it).
 """
 
@@ -24,6 +25,7 @@ class Watch:
         self._loop = loop
         self._epoll = select.epoll(sizehint=64)
         self._ready: dict[int, Callable[[], None]] = {}
+        self._failed: set[int] = set()  # those whose callback has raised: edge-triggered from then on
         loop.add_reader(self._epoll.fileno(), self._run)
 
     def add(self, fd: int, ready: Callable[[], None]) -> None:
@@ -34,6 +36,7 @@ class Watch:
     def remove(self, fd: int) -> None:
         """Stop watching `fd`; to be called before it is closed."""
         del self._ready[fd]
+        self._failed.discard(fd)
         self._epoll.unregister(fd)
 
     def close(self) -> None:
@@ -47,5 +50,15 @@ class Watch:
     def _run(self) -> None:
         for fd, _ in self._epoll.poll(0, _BATCH):
             ready = self._ready.get(fd)
-            if ready is not None:  # an earlier callback of this batch may have removed it
+            if ready is None:  # an earlier callback of this batch has removed it
+                continue
+            try:
                 ready()
+            except Exception as error:
+                self._broken(fd, error)
+
+    def _broken(self, fd: int, error: Exception) -> None:
+        if fd in self._ready and fd not in self._failed:
+            self._failed.add(fd)
+            self._epoll.modify(fd, select.EPOLLIN | select.EPOLLET)  # and so it is called once more
+        self._loop.call_exception_handler({"message": "childflow: a socket's callback failed", "exception": error})
