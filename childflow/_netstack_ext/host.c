@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <time.h>
+#include <linux/errqueue.h> /* needs time.h before it */
 #include <unistd.h>
 
 #include "stack.h"
@@ -80,6 +82,14 @@ static int new_socket(struct cf_stack *st, int address_len, int type)
 	return fd;
 }
 
+/* Keep ICMP errors with their origin. On a stream this makes passing troubles fatal: only for a connect that traces. */
+static bool keep_errors(int fd, int address_len, bool keep)
+{
+	if (address_len == 4)
+		return set_int(fd, IPPROTO_IP, IP_RECVERR, keep);
+	return set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, keep);
+}
+
 static void set_tos(int fd, int address_len, uint8_t tos)
 {
 	if (address_len == 4)
@@ -109,6 +119,7 @@ static void tune_stream(const struct flow *f, int fd)
 		set_int(fd, IPPROTO_IP, IP_TTL, f->hop_limit - 1);
 	else
 		set_int(fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS, f->hop_limit - 1);
+	keep_errors(fd, f->address_len, true);
 }
 
 /* Start connecting the host side of @f; 0, or the errno that says why it can't be. */
@@ -155,6 +166,64 @@ int host_take_error(const struct flow *f)
 	return error;
 }
 
+static const struct sock_extended_err *extended_error(struct msghdr *m)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c))
+		if ((c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) ||
+		    (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR))
+			return (const void *)CMSG_DATA(c);
+	return NULL;
+}
+
+static const uint8_t *offender(const struct sock_extended_err *e, int address_len)
+{
+	const struct sockaddr *from = SO_EE_OFFENDER(e);
+
+	if (from->sa_family == AF_INET && address_len == 4)
+		return (const uint8_t *)&((const struct sockaddr_in *)(const void *)from)->sin_addr;
+	if (from->sa_family == AF_INET6 && address_len == 16)
+		return (const uint8_t *)&((const struct sockaddr_in6 *)(const void *)from)->sin6_addr;
+	return NULL;
+}
+
+/* The ICMP error in @m, which came from an error queue; *e points into it. False when it is none of this family. */
+bool host_told_icmp(struct msghdr *m, int address_len, struct icmp_error *e)
+{
+	const struct sock_extended_err *told = extended_error(m);
+
+	if (!told || told->ee_origin != (address_len == 4 ? SO_EE_ORIGIN_ICMP : SO_EE_ORIGIN_ICMP6))
+		return false;
+	*e = (struct icmp_error){.type = told->ee_type, .code = told->ee_code};
+	if (icmp_is_too_big(address_len, told->ee_type, told->ee_code))
+		*e = icmp_too_big(address_len, told->ee_info);
+	e->from = offender(told, address_len);
+	return true;
+}
+
+/* The MTU for which this host itself refused what was sent, if that is what @m says. */
+void host_told_mtu(struct msghdr *m, uint32_t *mtu)
+{
+	const struct sock_extended_err *told = extended_error(m);
+
+	if (told && told->ee_origin == SO_EE_ORIGIN_LOCAL && told->ee_errno == EMSGSIZE)
+		*mtu = told->ee_info;
+}
+
+/* The ICMP error that ended a connect with a hop limit of its own; *e points into @control. */
+bool host_connect_told_icmp(const struct flow *f, void *control, struct icmp_error *e)
+{
+	struct msghdr m = {.msg_control = control, .msg_controllen = HOST_ERROR_ROOM};
+
+	return f->host_fd >= 0 && f->hop_limit != HOP_LIMIT_DEFAULT &&
+	       recvmsg(f->host_fd, &m, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0 && host_told_icmp(&m, f->address_len, e);
+}
+
+void host_connected(const struct flow *f)
+{
+	if (f->hop_limit != HOP_LIMIT_DEFAULT)
+		keep_errors(f->host_fd, f->address_len, false);
+}
+
 /* Close the host socket, at once and with an RST if @reset, else as close(2) does. */
 void host_close(struct cf_stack *st, struct flow *f, bool reset)
 {
@@ -194,15 +263,12 @@ static int bind_any(int fd, int address_len)
 /* False when errors would not be told. */
 static bool tune_datagram(int fd, int address_len)
 {
-	bool told;
+	bool told = keep_errors(fd, address_len, true);
 
-	if (address_len == 4) {
-		told = set_int(fd, IPPROTO_IP, IP_RECVERR, 1);
+	if (address_len == 4)
 		set_int(fd, IPPROTO_IP, IP_RECVTOS, 1);
-	} else {
-		told = set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
+	else
 		set_int(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);
-	}
 	host_udp_may_fragment(fd, address_len, false);
 	set_int(fd, SOL_SOCKET, SO_RCVBUF, UDP_BUFFER);
 	set_int(fd, SOL_SOCKET, SO_SNDBUF, UDP_BUFFER);

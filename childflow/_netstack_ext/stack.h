@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -267,6 +268,11 @@ bool timer_arm(struct cf_stack *st);
 int host_connect(struct cf_stack *st, struct flow *f);
 int host_adopt(struct cf_stack *st, struct flow *f, int fd);
 int host_take_error(const struct flow *f);
+#define HOST_ERROR_ROOM 512 /* bytes of control messages with an entry of an error queue */
+bool host_told_icmp(struct msghdr *m, int address_len, struct icmp_error *e);
+void host_told_mtu(struct msghdr *m, uint32_t *mtu);
+bool host_connect_told_icmp(const struct flow *f, void *control, struct icmp_error *e);
+void host_connected(const struct flow *f);
 void host_close(struct cf_stack *st, struct flow *f, bool reset);
 int host_udp_socket(struct cf_stack *st, int address_len, uint64_t epoll_tag);
 void host_udp_may_fragment(int fd, int address_len, bool may);

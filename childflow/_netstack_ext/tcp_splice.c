@@ -39,11 +39,15 @@ static enum cf_denial denial_of(int error)
 
 void tcp_connect_failed(struct cf_stack *st, struct flow *f, int error)
 {
+	_Alignas(struct cmsghdr) char control[HOST_ERROR_ROOM];
 	enum cf_denial how = denial_of(error);
+	struct icmp_error told;
 
 	f->connect_error = error;
 	flow_report_connected(st, f);
-	if (how == CF_DENY_RESET)
+	if (host_connect_told_icmp(f, control, &told)) /* for traceroute: by whom, and what */
+		icmp_send_for_flow(st, f, told, NULL, 0);
+	else if (how == CF_DENY_RESET)
 		tcp_send_reset(st, f);
 	else if (how != CF_DENY_SILENT)
 		icmp_send_for_flow(st, f, icmp_denial(how, f->address_len), NULL, 0);
@@ -58,6 +62,7 @@ static void finish_connect(struct cf_stack *st, struct flow *f)
 		tcp_connect_failed(st, f, error);
 		return;
 	}
+	host_connected(f);
 	flow_report_connected(st, f);
 	tcp_answer_syn(st, f);
 }

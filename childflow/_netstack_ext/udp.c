@@ -14,8 +14,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <linux/errqueue.h> /* needs time.h before it */
 #include <unistd.h>
 
 #include "stack.h"
@@ -532,61 +530,29 @@ static bool drain(struct cf_stack *st, uint32_t index, int *budget)
 
 /* --- errors ----------------------------------------------------------------------------------------------- */
 
-static const uint8_t *offender(const struct sock_extended_err *e, int address_len)
-{
-	const struct sockaddr *from = SO_EE_OFFENDER(e);
-
-	if (from->sa_family == AF_INET && address_len == 4)
-		return (const uint8_t *)&((const struct sockaddr_in *)(const void *)from)->sin_addr;
-	if (from->sa_family == AF_INET6 && address_len == 16)
-		return (const uint8_t *)&((const struct sockaddr_in6 *)(const void *)from)->sin6_addr;
-	return NULL;
-}
-
-static void pass_error(struct cf_stack *st, const struct flow *f, const struct sock_extended_err *e, const uint8_t *text,
-		       uint32_t len)
-{
-	struct icmp_error told = {e->ee_type, e->ee_code, 0, NULL};
-
-	if (icmp_is_too_big(f->address_len, e->ee_type, e->ee_code))
-		told = icmp_too_big(f->address_len, e->ee_info);
-	told.from = offender(e, f->address_len);
-	icmp_send_for_flow(st, f, told, text, len);
-}
-
-static const struct sock_extended_err *extended_error(struct msghdr *m)
-{
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c))
-		if ((c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) ||
-		    (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR))
-			return (const void *)CMSG_DATA(c);
-	return NULL;
-}
-
 /* One entry of the error queue; false when it is empty. @local_mtu: where to note the MTU that made this host refuse a
  * datagram. */
 static bool take_error(struct cf_stack *st, uint32_t index, uint32_t *local_mtu)
 {
-	_Alignas(struct cmsghdr) char control[512];
+	_Alignas(struct cmsghdr) char control[HOST_ERROR_ROOM];
 	struct sockaddr_in6 to;
 	uint8_t *text = st->batch->bytes[0];
 	struct iovec iov = {text, DATAGRAM_MAX};
 	struct msghdr m = {.msg_name = &to, .msg_namelen = sizeof(to), .msg_iov = &iov, .msg_iovlen = 1,
 			   .msg_control = control, .msg_controllen = sizeof(control)};
 	ssize_t n = recvmsg(st->maps[index].host_fd, &m, MSG_ERRQUEUE | MSG_DONTWAIT);
-	const struct sock_extended_err *e;
+	struct icmp_error told;
 	struct flow *f;
 
 	if (n < 0)
 		return false;
-	e = extended_error(&m);
-	if (e && e->ee_origin == SO_EE_ORIGIN_LOCAL && e->ee_errno == EMSGSIZE)
-		*local_mtu = e->ee_info;
-	if (!e || (e->ee_origin != SO_EE_ORIGIN_ICMP && e->ee_origin != SO_EE_ORIGIN_ICMP6))
-		return true;
-	f = peer_of(st, &st->maps[index], &to);
-	if (f)
-		pass_error(st, f, e, text, (uint32_t)n);
+	if (host_told_icmp(&m, st->maps[index].address_len, &told)) {
+		f = peer_of(st, &st->maps[index], &to);
+		if (f)
+			icmp_send_for_flow(st, f, told, text, (uint32_t)n);
+	} else {
+		host_told_mtu(&m, local_mtu);
+	}
 	return true;
 }
 
