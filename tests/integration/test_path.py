@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.lab.headers import ICMP, ICMP6, UDP, Headers
-from tests.lab.hosts import FAMILIES
+from tests.lab.hosts import CLOSED_PORT, FAMILIES
 from tests.lab.internet import NARROW, Internet
 from tests.lab.lab import Caller, Lab
 from tests.lab.serve import ACTOR, ECHO
@@ -135,7 +135,7 @@ def test_tcp_traceroute(routed_lab: Lab, routed_caller: Caller, family: int, ope
     assert routed_lab.router is not None
     exceeded = [11, 0] if family == 4 else [3, 0]
     r = routed_caller.childflow(
-        *routed_lab.client("tcp_trace", routed_lab.server_ip(family), ECHO if open_port else 8100)
+        *routed_lab.client("tcp_trace", routed_lab.server_ip(family), ECHO if open_port else CLOSED_PORT)
     )
     assert r.json() == [
         [GATEWAY[family], *exceeded],

@@ -27,7 +27,7 @@ _FRAGMENT = 44
 
 
 class Header(NamedTuple):
-    """One packet. `length` of the whole packet; `offset` of a fragment; `text`: 32 bytes behind a UDP or ICMP header."""
+    """One packet. `length` of it all; `offset` of a fragment; `text`: at most 32 bytes behind a UDP or ICMP header."""
 
     version: int
     protocol: int
