@@ -7,6 +7,9 @@
 #   make test [PYTEST=..]  set everything up, system packages included; lint; all tests. PYTEST: options, as -k dns
 #   make lint              ruff, mypy --strict, warnings of the C compiler
 #   make asan              the scripted conversations with the C stack, under AddressSanitizer and UBSan
+#   make fuzz [SECONDS=3600] [TARGET="frame dns .."]   every fuzzer (or TARGET) for SECONDS, two at a time; the first
+#                          finding ends it; what is new is merged into tests/fuzz/corpus, which `make test` replays
+#   make coverage          branches of the C stack that the scripted conversations and the corpora take, by file
 #   make soak              the long tests: gigabytes, loss, thousands of flows, half an hour of mixed load
 #   make bench             all benchmarks: bench-bulk (one TCP stream), bench-loss (the same through loss), bench-start (the
 #                          cost of a run), bench-npm
@@ -17,12 +20,14 @@ BIN = .venv/bin
 STAMPS = .venv/stamps
 PYTEST =
 CMD =
+SECONDS = 3600
+TARGET =
 
 C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard childflow/*/*.c childflow/*/*.h))
 BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint asan soak bench bench-bulk bench-loss bench-start bench-npm test-wheels npm-mirror clean
+.PHONY: run test lint asan fuzz coverage soak bench bench-bulk bench-loss bench-start bench-npm test-wheels npm-mirror clean
 
 run: $(STAMPS)/build
 	@BIN="$(CURDIR)/$(BIN)" sh examples/run.sh $(CMD)
@@ -45,6 +50,12 @@ npm-mirror: $(STAMPS)/test-system $(STAMPS)/test
 
 asan: $(STAMPS)/test-system $(STAMPS)/test $(STAMPS)/build
 	$(BIN)/python tests/netstack/asan.py -q tests/netstack
+
+fuzz: $(STAMPS)/fuzz $(STAMPS)/build
+	$(BIN)/python -m tests.fuzz run --seconds $(SECONDS) $(addprefix --target ,$(TARGET))
+
+coverage: $(STAMPS)/test-system $(STAMPS)/test $(STAMPS)/build
+	$(BIN)/python -m tests.fuzz.coverage
 
 soak: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
 	$(BIN)/python -m pytest -m soak $(PYTEST)
@@ -80,6 +91,11 @@ $(STAMPS)/test: pyproject.toml $(STAMPS)/tools | $(STAMPS)/build
 
 $(STAMPS)/test-system: tests/system_packages.sh | $(STAMPS)/venv
 	@tests/system_packages.sh test
+	@touch $@
+
+$(STAMPS)/fuzz: tests/system_packages.sh pyproject.toml | $(STAMPS)/test
+	@tests/system_packages.sh fuzz
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[fuzz]"
 	@touch $@
 
 clean:

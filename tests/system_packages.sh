@@ -1,5 +1,5 @@
 #!/bin/sh
-# system_packages.sh build|test: make sure that the programs which building or testing needs are installed.
+# system_packages.sh build|test|fuzz: make sure that the programs which building, testing or fuzzing needs are installed.
 #
 # What is missing is installed with apt-get where this user may do so (root on a Debian or Ubuntu); else it is named, with
 # the command to type. A need is "WHAT:PACKAGE", WHAT a program.
@@ -10,10 +10,13 @@ tests="ip:iproute2 nft:nftables ping:iputils-ping traceroute:traceroute dig:bind
 mount:mount setpriv:util-linux iperf3:iperf3 strace:strace \
 ethtool:ethtool"
 
-case "${1:?build or test}" in
+fuzzing="clang:clang @fuzzer:libclang-rt-dev"
+
+case "${1:?build, test or fuzz}" in
 build) needs=$build ;;
 test) needs="$build $tests" ;;
-*) echo "system_packages.sh: say build or test" >&2; exit 2 ;;
+fuzz) needs="$build $fuzzing" ;;
+*) echo "system_packages.sh: say build, test or fuzz" >&2; exit 2 ;;
 esac
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -22,6 +25,7 @@ has() {
 	case $1 in
 	@venv) python3 -c 'import ensurepip, venv' 2>/dev/null || /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null ;;
 	@headers) /usr/bin/python3 -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ;;
+	@fuzzer) ls "$(clang -print-runtime-dir 2>/dev/null)"/*fuzzer* >/dev/null 2>&1 ;;
 	*) command -v "$1" >/dev/null ;;
 	esac
 }

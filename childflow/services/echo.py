@@ -395,10 +395,10 @@ class Echo:
 def read_request(packet: bytes, may_fragment: bool = False) -> Request | None:
     """The echo request in `packet`; None where it is none."""
     if packet[:1] and packet[0] >> 4 == 4:
-        header = (packet[0] & 15) * 4
-        total = packet[2] << 8 | packet[3]
         if len(packet) < packets.IP4_BYTES or packet[9] != packets.ICMP4:
             return None
+        header = (packet[0] & 15) * 4
+        total = packet[2] << 8 | packet[3]
         manner = Manner(packet[8], packet[1], may_fragment)
         return _request(FAMILY4, packet, header, total, packet[12:16], packet[16:20], manner)
     if len(packet) < packets.IP6_BYTES or packet[6] != packets.ICMP6:

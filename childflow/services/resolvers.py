@@ -80,7 +80,7 @@ def _number(text: str) -> int:
 def _resolver4(host: str, port: int) -> Resolver | None:
     try:
         socket.inet_pton(socket.AF_INET, host)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL
         return None
     return Resolver(socket.AF_INET, (host, port), f"{host}:{port}")
 
@@ -90,7 +90,7 @@ def _resolver6(host: str, port: int) -> Resolver | None:
     try:
         socket.inet_pton(socket.AF_INET6, address)
         index = (_number(scope) or socket.if_nametoindex(scope)) if percent else 0
-    except OSError:
+    except (OSError, ValueError):
         return None
     return Resolver(socket.AF_INET6, (address, port, 0, index), f"[{host}]:{port}")
 

@@ -231,6 +231,7 @@ def test_host_without_a_route_is_unreachable(kind: str) -> None:
 MALFORMED = {
     "empty": b"",
     "cut": request(4, FAR4)[:24],
+    "cut at once": request(4, FAR4)[:3],
     "reply": packets.icmp_packet(CHILD4, FAR4, bytes(8)),
     "code": packets.icmp_packet(CHILD4, FAR4, b"\x08\x01" + bytes(6)),
     "udp": packets.ip4(17, CHILD4, FAR4, bytes(8)),

@@ -38,7 +38,7 @@ def test_resolver_that_dns_names(text: str, family: int, sockaddr: tuple[object,
 
 @pytest.mark.parametrize(
     "text", ["", "example.test", "192.0.2.1:0", "192.0.2.1:65536", "192.0.2.1:x", "192.0.2", "[::1", "[::1]x", "[::1]:",
-             "::1%nosuchif", "1.2.3.4:5:6", "192.0.2.1:-1", "192.0.2.1:٣"],
+             "::1%nosuchif", "1.2.3.4:5:6", "192.0.2.1:-1", "192.0.2.1:٣", "192.0.2\0.1", "fe80::1%l\0o"],
 )  # fmt: skip
 def test_resolver_that_is_none(text: str) -> None:
     with pytest.raises(UsageError, match="give an IP address"):
@@ -53,6 +53,7 @@ SHAPES = {
     ],
     "nameserver fe80::1%lo\nnameserver nonsense\nnameserver 192.0.2.1:99\n": ["[fe80::1%lo]:53"],
     "nameserver 192.0.2.1\nnameserver 192.0.2.1\n": ["192.0.2.1:53"],
+    "nameserver 192.0.2\0.1\nnameserver fe80::1%\0\nnameserver 192.0.2.1\n": ["192.0.2.1:53"],
 }  # fmt: skip
 
 

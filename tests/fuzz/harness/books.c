@@ -1,0 +1,220 @@
+/* books.c: the stack's invariants, as the heads of its files state them, checked over all of its flows.
+ *
+ * Not here: what is on the wire (child.c). */
+#include "books.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "child.h"
+#include "world.h"
+
+void fail(const char *what)
+{
+	fprintf(stderr, "does not hold: %s\n", what);
+	abort();
+}
+
+/* --- one flow --------------------------------------------------------------------------------------------- */
+
+static void check_ring(const struct cf_stack *st, const struct ring *r)
+{
+	uint32_t last = r->len;
+
+	HOLDS(r->size < RING_SIZES && r->capacity == st->rings.classes[r->size].capacity);
+	HOLDS(r->head < r->capacity && r->len <= r->capacity && r->ahead_count <= RING_INTERVALS && r->hole_count <= RING_HOLES);
+	HOLDS(r->ahead_count == 0 || r->hole_count == 0);
+	for (uint32_t i = 0; i < r->ahead_count; i++) {
+		HOLDS(r->ahead[i].start > last && r->ahead[i].start < r->ahead[i].end);
+		last = r->ahead[i].end;
+	}
+	HOLDS(last <= r->capacity);
+}
+
+/* The scoreboard: holes in order, apart, between what is acknowledged and what is reported. */
+static void check_holes(const struct tcb *t)
+{
+	seq last = t->snd_una;
+
+	HOLDS(!seq_before(t->sacked, t->snd_una) && !seq_after(t->sacked, t->snd_max));
+	for (uint32_t i = 0; t->down && i < t->down->hole_count; i++) {
+		const struct hole *h = &t->down->holes[i];
+
+		HOLDS(!seq_before(h->start, last) && seq_before(h->start, h->end));
+		HOLDS(!seq_after(h->end, t->sacked));
+		last = h->end;
+	}
+}
+
+static void check_sequence_numbers(const struct cf_stack *st, const struct flow *f)
+{
+	const struct tcb *t = &f->tcp;
+	uint32_t unacked = (uint32_t)seq_diff(t->snd_max, t->snd_una), down = t->down ? t->down->len : 0;
+
+	HOLDS(seq_diff(t->snd_nxt, t->snd_una) >= 0 && seq_diff(t->snd_max, t->snd_nxt) >= 0);
+	HOLDS(unacked <= down + 1);
+	HOLDS(seq_diff(t->rcv_adv, t->rcv_nxt) >= 0);
+	HOLDS((uint32_t)seq_diff(t->rcv_adv, t->rcv_nxt) <= st->cfg.flow_window + 1);
+	HOLDS(t->mss > 0);
+	check_holes(t);
+}
+
+static bool may_send(const struct flow *f)
+{
+	return f->state >= SYN_RECEIVED && f->state <= LAST_ACK && f->state != FIN_WAIT_2;
+}
+
+/* What is not acknowledged, or can't be sent, has a timer: else the flow would hang. */
+static void check_timers(const struct cf_stack *st, const struct flow *f)
+{
+	const struct tcb *t = &f->tcp;
+
+	if (may_send(f) && !seq_eq(t->snd_una, t->snd_max))
+		HOLDS(t->rtx_at != NEVER || t->persist_at != NEVER);
+	if (f->state != CONNECTING) /* a connect is timed by the kernel */
+		HOLDS(f->deadline != NEVER && f->heap_pos != NONE && f->heap_key <= f->deadline && st->heap[f->heap_pos] == f->index);
+}
+
+static void check_tcp(const struct cf_stack *st, const struct flow *f)
+{
+	HOLDS(f->state <= DRAINING);
+	if (f->tcp.up)
+		check_ring(st, f->tcp.up);
+	if (f->tcp.down)
+		check_ring(st, f->tcp.down);
+	check_timers(st, f);
+	if (f->state < SYN_RECEIVED)
+		HOLDS(!f->tcp.up && !f->tcp.down);
+	else
+		check_sequence_numbers(st, f);
+	HOLDS(f->state != PARKED || f->host_fd < 0);
+	if (f->host_fd >= 0)
+		HOLDS(world_at(f->host_fd)->kind == KIND_STREAM && world_at(f->host_fd)->tag == flow_id(f));
+}
+
+static void check_udp(const struct cf_stack *st, const struct flow *f)
+{
+	HOLDS(f->state == PARKED || f->state == OPEN);
+	if (f->state == PARKED) {
+		HOLDS(f->udp.map == NONE);
+		return;
+	}
+	HOLDS(f->udp.map < st->map_count && st->maps[f->udp.map].used && !f->udp.parked);
+	HOLDS(st->maps[f->udp.map].child_port == f->child_port && st->maps[f->udp.map].address_len == f->address_len);
+}
+
+static void check_flow(const struct cf_stack *st, const struct flow *f)
+{
+	HOLDS(flow_of_id(st, flow_id(f)) == f);
+	if (!f->unhashed)
+		HOLDS(flow_find(st, f->protocol, f->address_len, f->child_port, f->remote, f->remote_port) == f);
+	if (f->protocol == PROTO_TCP)
+		check_tcp(st, f);
+	else
+		check_udp(st, f);
+}
+
+/* --- all of them ------------------------------------------------------------------------------------------ */
+
+struct count {
+	uint32_t flows, udp, half_open, streams, rings;
+	uint64_t parked;
+};
+
+static void count_flow(struct count *c, const struct flow *f)
+{
+	c->flows++;
+	if (f->protocol == PROTO_TCP) {
+		c->streams += f->host_fd >= 0;
+		c->half_open += f->state <= SYN_RECEIVED;
+		c->rings += (f->tcp.up != NULL) + (f->tcp.down != NULL);
+		return;
+	}
+	c->udp++;
+}
+
+static uint32_t open_descriptors(enum world_kind kind)
+{
+	uint32_t n = 0;
+
+	for (int i = 0; i < world.fd_top; i++)
+		n += world_fds[i].kind == kind;
+	return n;
+}
+
+void check_books(struct cf_stack *st)
+{
+	struct count c = {0};
+
+	for (uint32_t i = 0; i < st->flow_top; i++) {
+		const struct flow *f = flow_at(st, i);
+
+		if (f->state == CLOSED)
+			continue;
+		check_flow(st, f);
+		count_flow(&c, f);
+	}
+	HOLDS(c.flows == st->flow_count && c.udp == st->queues[QUEUE_PEERS].count && c.flows <= st->cfg.max_flows);
+	HOLDS(c.rings == st->rings.classes[RING_LARGE].live + st->rings.classes[RING_SMALL].live);
+	HOLDS(c.streams == open_descriptors(KIND_STREAM));
+	HOLDS(st->udp_sockets == open_descriptors(KIND_DATAGRAM));
+	HOLDS(st->host_sockets == c.streams + st->udp_sockets && st->host_sockets <= st->cfg.max_sockets);
+	HOLDS(st->udp_sockets <= st->cfg.max_udp_sockets && c.udp <= st->cfg.max_udp_peers);
+	HOLDS(st->queues[QUEUE_HALF_OPEN].count == c.half_open && c.half_open <= st->cfg.max_half_open);
+	HOLDS(st->heap_len <= st->flow_count);
+	HOLDS(st->parked_bytes <= st->cfg.parked_bytes);
+}
+
+/* --- at the end ------------------------------------------------------------------------------------------- */
+
+static void check_not_stuck(const struct flow *f)
+{
+	const struct world_fd *host = f->host_fd >= 0 ? world_at(f->host_fd) : NULL;
+
+	if (f->state >= ESTABLISHED)
+		HOLDS(!f->tcp.up);
+	if (f->state != ESTABLISHED && f->state != CLOSE_WAIT)
+		return;
+	HOLDS(host != NULL);
+	HOLDS(host->waiting == 0 && !f->tcp.down);
+	HOLDS(!host->eof && !host->error);
+}
+
+void check_nothing_stuck(struct cf_stack *st)
+{
+	for (uint32_t i = 0; i < st->flow_top; i++)
+		if (flow_at(st, i)->state != CLOSED && flow_at(st, i)->protocol == PROTO_TCP)
+			check_not_stuck(flow_at(st, i));
+}
+
+/* --- events: a question, at most one connected, one end, in this order -------------------------------------- */
+
+static void note_event(const struct cf_event *e)
+{
+	struct seen *s = &seen[(uint32_t)e->flow % FLOWS_SEEN];
+	uint32_t generation = (uint32_t)(e->flow >> 32);
+
+	if (e->kind == CF_EVENT_QUESTION) {
+		*s = (struct seen){.generation = generation, .asked = true, .edge_known = s->generation == generation && s->edge_known,
+				   .edge = s->edge};
+		return;
+	}
+	HOLDS(s->generation == generation && s->asked && !s->ended);
+	if (e->kind == CF_EVENT_CONNECTED) {
+		HOLDS(!s->connected);
+		s->connected = true;
+		return;
+	}
+	HOLDS(e->kind == CF_EVENT_ENDED && e->detail <= CF_END_KILLED);
+	s->ended = true;
+}
+
+void note_events(const struct cf_event *events, int n)
+{
+	for (int i = 0; i < n; i++) {
+		if (events[i].kind == CF_EVENT_DATAGRAM || events[i].kind == CF_EVENT_SLOW)
+			HOLDS(events[i].data != NULL);
+		else
+			note_event(&events[i]);
+	}
+}
