@@ -5,7 +5,7 @@
     python -m tests.fuzz merge [--target T ...]      keep of each corpus only what adds coverage
     python -m tests.fuzz found TARGET FILE           keep an input for ever: it was a finding
 
-Each target runs for its time on a copy of its corpus under build/fuzz; what it found to be new is merged and written
+Each target runs for its time on its seeds and a copy of its corpus, under build/fuzz; what it found to be new is merged and written
 back. The first finding ends the run: the input is kept under build/fuzz/found, its report is shown, the status is 1.
 The last line of each target says executions, coverage (edges of the code under test) and findings.
 """
@@ -63,7 +63,7 @@ def command(target: str) -> list[str]:
 def fuzz(target: str, seconds: int) -> Outcome:
     inputs, log = WORK / target, WORK / f"{target}.log"
     shutil.rmtree(inputs, ignore_errors=True)
-    corpus.unpack(target, inputs)
+    corpus.unpack(target, inputs, targets.seeds(target))
     FOUND.mkdir(parents=True, exist_ok=True)
     before = set(FOUND.iterdir())
     start = time.monotonic()

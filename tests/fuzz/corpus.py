@@ -47,10 +47,10 @@ def add_found(target: str, one: bytes) -> None:
     keep(target, [*_read(_file(target, found=True)), one], found=True)
 
 
-def unpack(target: str, into: Path) -> None:
-    """One file for each input, as libFuzzer wants them."""
+def unpack(target: str, into: Path, more: Iterable[bytes] = ()) -> None:
+    """One file for each input, as libFuzzer wants them; `more` inputs beside the corpus."""
     into.mkdir(parents=True, exist_ok=True)
-    for one in inputs(target):
+    for one in [*inputs(target), *more]:
         (into / hashlib.sha1(one).hexdigest()).write_bytes(one)
 
 
