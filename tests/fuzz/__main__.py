@@ -5,9 +5,9 @@
     python -m tests.fuzz merge [--target T ...]      keep of each corpus only what adds coverage
     python -m tests.fuzz found TARGET FILE           keep an input for ever: it was a finding
 
-Each target runs for its time on its seeds and a copy of its corpus, under build/fuzz; what it found to be new is merged and written
-back. The first finding ends the run: the input is kept under build/fuzz/found, its report is shown, the status is 1.
-The last line of each target says executions, coverage (edges of the code under test) and findings.
+Each target runs for its time on its seeds and a copy of its corpus, under build/fuzz; what it found to be new is merged
+and written back. The first finding ends the run: the input is kept under build/fuzz/found, its report is shown, the
+status is 1. The last line of each target says executions, coverage (edges of the code under test) and findings.
 """
 
 from __future__ import annotations
