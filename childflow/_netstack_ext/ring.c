@@ -11,11 +11,13 @@
 
 #define FREE_RINGS_KEPT 32 /* freed rings of a size kept for the next flow; more go back to the system */
 
+static bool class_available(const struct ring_class *c) { return c->live < c->limit && (!c->exhausted || c->free); }
+
 static struct ring *class_get(struct ring_class *c, uint8_t size)
 {
 	struct ring *r = c->free;
 
-	if (c->live >= c->limit || (c->exhausted && !r))
+	if (!class_available(c))
 		return NULL;
 	if (r) {
 		c->free = r->next_free;
@@ -55,6 +57,11 @@ void ring_put(struct ring_pool *pool, struct ring *r)
 	r->next_free = c->free;
 	c->free = r;
 	c->free_count++;
+}
+
+uint32_t ring_capacity(const struct ring_pool *pool)
+{
+	return pool->classes[class_available(&pool->classes[RING_LARGE]) ? RING_LARGE : RING_SMALL].capacity;
 }
 
 void ring_pool_free(struct ring_pool *pool)

@@ -56,6 +56,8 @@ struct ring_pool {
 struct ring *ring_get(struct ring_pool *pool, enum ring_size size);
 void ring_put(struct ring_pool *pool, struct ring *r);
 void ring_pool_free(struct ring_pool *pool);
+/* Bytes of the ring that ring_get(RING_LARGE) would give now; of the smallest when there is none. */
+uint32_t ring_capacity(const struct ring_pool *pool);
 /* Whether ring_get(RING_SMALL) may succeed. */
 bool ring_available(const struct ring_pool *pool);
 /* Whether some ring_get() found no memory; ring_retry() lets malloc be asked again. */

@@ -11,9 +11,15 @@
 
 /* --- the window we tell ----------------------------------------------------------------------------------- */
 
+/* Bytes that this flow may hold: while all large rings are held by others, a page. */
+static uint32_t up_capacity(const struct cf_stack *st, const struct flow *f)
+{
+	return f->tcp.up ? f->tcp.up->capacity : ring_capacity(&st->rings);
+}
+
 static uint32_t up_space(const struct cf_stack *st, const struct flow *f)
 {
-	uint32_t used = f->tcp.up ? f->tcp.up->len : 0, space = st->cfg.flow_window - used;
+	uint32_t used = f->tcp.up ? f->tcp.up->len : 0, space = up_capacity(st, f) - used;
 
 	if (!f->window_scaling && space > 65535)
 		space = 65535;
@@ -24,7 +30,7 @@ static uint32_t up_space(const struct cf_stack *st, const struct flow *f)
 static bool edge_may_move(const struct cf_stack *st, const struct flow *f)
 {
 	int32_t by = seq_diff(seq_add(f->tcp.rcv_nxt, up_space(st, f)), f->tcp.rcv_adv);
-	uint32_t step = f->tcp.mss < st->cfg.flow_window / 2 ? f->tcp.mss : st->cfg.flow_window / 2;
+	uint32_t half = up_capacity(st, f) / 2, step = f->tcp.mss < half ? f->tcp.mss : half;
 
 	return by >= (int32_t)step;
 }
@@ -51,7 +57,7 @@ bool tcp_window_opened(const struct cf_stack *st, const struct flow *f)
 {
 	int32_t told = seq_diff(f->tcp.rcv_adv, f->tcp.rcv_nxt);
 
-	return !f->fin_taken && edge_may_move(st, f) && (uint32_t)told < st->cfg.flow_window / 2;
+	return !f->fin_taken && edge_may_move(st, f) && (uint32_t)told < up_capacity(st, f) / 2;
 }
 
 /* --- one segment ------------------------------------------------------------------------------------------ */

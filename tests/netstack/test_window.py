@@ -10,7 +10,7 @@ from childflow.netstack.events import End
 from childflow.netstack.stack import Limits
 
 from . import wire
-from .play import ACK, FIN, RST, Play, text_of
+from .play import ACK, FIN, RST, SYN, Play, text_of
 
 SCALED = wire.mss(1460) + wire.NOP + wire.wscale(0)
 RING = 512 * 1024
@@ -370,9 +370,10 @@ def test_buffer_limit_leaves_the_others_a_page(stage):
 
 def test_buffer_limit_text_beyond_the_page_comes_again(stage):
     play = stage(limits=ONE_RING)
+    play.establish(port=2)  # and told a large window, before that
+    child, host = play.child, play.host
     hold_all(play)
-    holder = play.host
-    play.establish(port=2)
+    holder, play.child, play.host = play.host, child, host
     play.child.sends(ACK, seq=1001, text=text_of(30_000, 1000))
     play.child.gets(ACK, ack=1)
     assert play.stack.counters()["no_buffer"] == 1
@@ -383,6 +384,23 @@ def test_buffer_limit_text_beyond_the_page_comes_again(stage):
     play.child.sends(ACK, seq=acked, text=text_of(31_000)[acked - 1 :])
     play.child.gets(ACK, ack=31_001)
     play.host.gets(text_of(31_000))
+
+
+def test_buffer_limit_is_told_as_the_window(stage):
+    """Whoever comes when all is held is not invited to send what can't be kept; afterwards it is."""
+    play = stage(limits=ONE_RING)
+    hold_all(play)
+    holder = play.host
+    play.connect(2).opens()
+    play.attach()
+    play.child.gets(SYN | ACK, window=4096)
+    play.child.sends(ACK, text=text_of(1000))
+    play.child.gets(ACK, ack=1001)
+    holder.reads()
+    play.child.sends(ACK, text=text_of(1000, 1000))
+    play.child.gets(ACK, ack=2001, window=65_535)
+    play.host.gets(text_of(2000))
+    assert "no_buffer" not in play.stack.counters()
 
 
 def test_buffer_limit_many_flows_wait_and_all_go_on(stage):
