@@ -106,11 +106,16 @@ void host_follow_tos(struct flow *f, uint8_t tos)
 		set_tos(f->host_fd, f->address_len, tos);
 }
 
-static void tune_stream(const struct flow *f, int fd)
+static void tune_stream(int fd)
 {
 	set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1); /* the child's own TCP has decided what to hold back */
 	set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1);
 	set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+}
+
+/* What a program of the child has asked of its own socket. */
+static void set_what_was_asked(const struct flow *f, int fd)
+{
 	if (f->tos)
 		set_tos(fd, f->address_len, f->tos);
 	if (f->hop_limit == HOP_LIMIT_DEFAULT)
@@ -134,7 +139,8 @@ int host_connect(struct cf_stack *st, struct flow *f)
 			drop(st, CF_DROP_NO_DESCRIPTOR);
 		return errno;
 	}
-	tune_stream(f, f->host_fd);
+	tune_stream(f->host_fd);
+	set_what_was_asked(f, f->host_fd);
 	host_address_of(f, &to, &to_len);
 	if (connect(f->host_fd, (struct sockaddr *)&to, to_len) < 0 && errno != EINPROGRESS)
 		return errno;
@@ -150,6 +156,7 @@ int host_adopt(struct cf_stack *st, struct flow *f, int fd)
 		return -1;
 	if (watch(st, fd, WATCH_STREAM, flow_id(f)) < 0)
 		return -1;
+	tune_stream(fd);
 	st->host_sockets++;
 	f->host_fd = fd;
 	return 0;

@@ -313,19 +313,112 @@ def test_closed_syn_with_odd_options_opens(play, options, answer):
     play.child.gets(ACK, text=b"works")
 
 
+ODD_OPTIONS = (
+    b"\x02\x00",
+    b"\x08\x01",
+    b"\x05\x00",
+    b"\xfe\x00\x00\x00",
+    b"\x01\x01\x01\x03",
+    b"\x02\x28\x05\xb4",
+    b"\x02\x03\x05\x01",
+    b"\x03\x04\x07\x00",
+    b"\x05\x09" + bytes(10),
+    b"\x05\x02",
+    b"\xff" * 40,
+    wire.wscale(0),
+    wire.wscale(255),
+    wire.mss(1),
+    TIMESTAMPS,
+    SACK_PERMITTED,
+    b"\x05\x0a" + bytes(8),
+)
+
+
 @pytest.mark.case("A11", "A13")
-def test_established_options_in_data_are_ignored(established):
-    for options in (
-        b"\x02\x00",
-        b"\xfe\x00\x00\x00",
-        b"\x01\x01\x01\x03",
-        wire.wscale(0),
-        TIMESTAMPS,
-        b"\x05\x0a" + bytes(8),
-    ):
-        established.child.sends(ACK, text=b"x", options=options)
-        established.child.gets(ACK)
-    established.host.gets(b"x" * 6)
+@pytest.mark.parametrize("offered", [wire.mss(1460), wire.mss(1460) + SACK_PERMITTED + NOP + wire.wscale(7)])
+def test_established_options_in_data_are_ignored(play, offered):
+    play.establish(options=offered)
+    for options in ODD_OPTIONS:
+        play.child.sends(ACK, text=b"x", options=options)
+        play.child.gets(ACK)
+    play.host.gets(b"x" * len(ODD_OPTIONS))
+    play.child.sends(ACK, window=1000)
+    play.host.sends(bytes(2000), all_of_it=False)
+    assert play.child.forgets()[0].gso_size in (0, 1460)  # no size, no scale was taken from them
+
+
+@pytest.mark.case("A11", "A13")
+@pytest.mark.parametrize("options", ODD_OPTIONS)
+def test_syn_received_options_of_the_ack_are_ignored(play, options):
+    play.connect().opens()
+    play.attach()
+    play.child.gets(SYN | ACK)
+    play.child.sends(ACK, window=100, options=options)
+    play.host.sends(bytes(2000), all_of_it=False)
+    assert sum(len(s.text) for s in play.child.forgets()) == 100
+
+
+@pytest.mark.case("A11", "A13")
+@pytest.mark.parametrize("flags", [SYN, SYN | ACK])
+@pytest.mark.parametrize("options", ODD_OPTIONS)
+def test_syn_received_options_of_a_second_syn_are_ignored(play, flags, options):
+    """A13: a window scale that comes only in a SYN|ACK counts for nothing."""
+    play.connect().opens()
+    play.attach()
+    first = play.child.gets(SYN | ACK)
+    play.child.sends(flags, seq=0, ack=1, window=100, options=options)
+    assert all(s.options == first.options for s in play.child.forgets() if s.flags & SYN)
+    play.child.sends(ACK, seq=1, ack=1, window=100)
+    play.host.sends(bytes(2000), all_of_it=False)
+    assert sum(len(s.text) for s in play.child.forgets()) == 100
+
+
+# --- split handshake, simultaneous open (B26)
+
+
+@pytest.mark.case("B26")
+@pytest.mark.parametrize("isn", [0, 300, -300, 1 << 31])
+@pytest.mark.parametrize("flags", [SYN, SYN | ACK])
+def test_syn_received_syn_instead_of_the_ack_leaves_nothing_half_open(play, flags, isn):
+    """The child answers our SYN-ACK with a SYN, or with a SYN-ACK: at most one answer to each, and it times out."""
+    play.connect().opens()
+    play.attach()
+    play.child.gets(SYN | ACK)
+    for _ in range(5):
+        play.child.sends(flags, seq=isn)
+        assert len(play.child.forgets()) <= 1
+    assert play.stack.flow_count() == 1
+    play.host.gets_nothing()
+    for _ in range(8):
+        play.clock.advance(ms=32_000)
+    play.ended(End.TIMEOUT)
+    assert play.stack.flow_count() == 0
+    play.host.gets_reset()
+
+
+@pytest.mark.case("B26")
+@pytest.mark.parametrize("flags", [SYN, SYN | ACK])
+def test_syn_received_simultaneous_open_ends_established(play, flags):
+    """Once the child acknowledges our number, by whatever way it got there, the connection stands."""
+    play.connect().opens()
+    play.attach()
+    play.child.gets(SYN | ACK)
+    play.child.sends(flags, seq=0)
+    play.child.gets(SYN | ACK, seq=0, ack=1)
+    play.child.sends(ACK, text=b"open")
+    play.child.gets(ACK, ack=5)
+    play.host.gets(b"open")
+
+
+@pytest.mark.case("B26")
+@pytest.mark.parametrize("flags", [SYN | ACK, ACK, FIN | ACK])
+def test_parked_answer_from_a_child_that_was_asked_nothing(play, flags):
+    """A SYN-ACK before ours: the flow waits for its verdict as before, nothing is answered."""
+    play.connect().opens()
+    play.child.sends(flags, seq=0 if flags & SYN else 1, ack=77)
+    play.child.gets_nothing()
+    play.attach()
+    play.child.gets(SYN | ACK, ack=1)
 
 
 # --- a real host

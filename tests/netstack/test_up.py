@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import time
 
 import pytest
 
@@ -160,6 +162,24 @@ def test_established_segment_before_the_window_is_refused(established):
 
 @pytest.mark.parametrize("text", [b"", b"?"])
 @pytest.mark.case("B17")
+def test_established_idle_for_three_hours_with_probes_still_works(established, text):
+    """A child with TCP_KEEPIDLE=60: its probes keep the flow, cost no retransmission, and deliver nothing."""
+    established.child.sends(ACK, text=b"before")
+    established.child.gets(ACK, ack=7)
+    for _ in range(180):
+        established.clock.advance(ms=60_000)
+        established.child.sends(ACK, seq=6, text=text)
+        established.child.gets(ACK, seq=1, ack=7, text=b"")
+    established.child.gets_nothing()
+    established.child.sends(ACK, seq=7, text=b"after")
+    established.child.gets(ACK, ack=12)
+    established.host.gets(b"beforeafter")
+    established.host.sends(b"still here")
+    established.child.gets(ACK, text=b"still here")
+
+
+@pytest.mark.case("B17")
+@pytest.mark.parametrize("text", [b"", b"?"])
 def test_established_keep_alive_probe_is_answered(established, text):
     established.child.sends(ACK, text=b"word")
     established.child.gets(ACK, ack=5)
@@ -173,7 +193,16 @@ def test_established_keep_alive_probe_is_answered(established, text):
 
 @pytest.mark.parametrize(
     ("urgent", "text", "flags"),
-    [(0, b"abc", URG), (65535, b"a", URG), (1, b"", URG), (3, b"abc", URG), (1000, b"abc", URG | PSH), (7, b"a", 0)],
+    [
+        (0, b"abc", URG),
+        (1, b"abc", URG),
+        (65535, b"a", URG),
+        (1, b"", URG),
+        (3, b"abc", URG),
+        (4, b"abc", URG),
+        (1000, b"abc", URG | PSH),
+        (7, b"a", 0),
+    ],
 )
 @pytest.mark.case("A15", "B24")
 def test_established_urgent_is_inline(established, urgent, text, flags):
@@ -181,6 +210,60 @@ def test_established_urgent_is_inline(established, urgent, text, flags):
     established.child.sends(ACK | flags, text=text, urgent=urgent)
     established.child.sends(ACK, text=b"|")
     established.host.gets(text + b"|")
+
+
+@pytest.mark.case("A15")
+def test_established_urgent_beyond_the_text_again_and_again(established):
+    """CVE-2026-9539: a pointer past the segment never makes the stack read past it."""
+    for i in range(10_000):
+        established._tap.send(
+            wire.frame(established.child.packet(ACK | URG, text=text_of(1, i), urgent=(2, 60_000, 65_535)[i % 3]))
+        )
+        if i % 100 == 99:
+            established.rest()
+            established.host.gets(text_of(100, i - 99))
+    established.host.gets_nothing()
+    assert established.stack.counters() == {}
+
+
+@pytest.mark.case("A15")
+def test_established_urgent_while_the_host_reads_nothing(play):
+    """Urgent text waits in the order in which it was sent, as any other."""
+    play.establish(options=wire.mss(1460) + wire.NOP + wire.wscale(0), buffer=4096)
+    for i in range(200):
+        play.child.sends(ACK | (URG if i % 2 else 0), text=text_of(997, i * 997), urgent=(0, 1, 996, 65_535)[i % 4])
+    assert play.stack.buffered() > 0
+    play.host.gets(text_of(200 * 997))
+    play.host.gets_nothing()
+
+
+@pytest.mark.case("A15", "A16")
+def test_closed_urgent_syn_opens_and_its_pointer_is_nothing(play):
+    play.connect().sends(wire.SYN | URG, seq=0, urgent=65_535, options=wire.mss(1460))
+    play.attach()
+    play.child.gets(wire.SYN | ACK, ack=1)
+    play.child.sends(ACK | URG, urgent=1)
+    play.child.sends(ACK, text=b"abc")
+    play.host.gets(b"abc")
+
+
+@pytest.mark.case("A15", "B24")
+def test_established_urgent_from_a_real_host_comes_in_line(stage):
+    """The other way: what a host sends as urgent keeps its place, and the child is not told which byte it was."""
+    play = stage()
+    play.establish(host="tcp")
+    sent = b""
+    for i in range(200):
+        play.host.end.send(b"<")
+        play.host.end.send(bytes((65 + i % 26,)), socket.MSG_OOB)
+        play.host.end.send(b">")
+        sent += b"<" + bytes((65 + i % 26,)) + b">"
+    came = b""
+    while len(came) < len(sent):
+        play.until(lambda: play.child.inbox)
+        assert not any(s.flags & URG for s in play.child.inbox)
+        came += play.child.reads(sum(len(s.text) for s in play.child.inbox))
+    assert came == sent
 
 
 @pytest.mark.case("A15")
@@ -217,12 +300,19 @@ def test_established_padding_of_a_short_frame_is_not_text(established):
 @pytest.mark.case("A30")
 def test_established_gso_size_of_one_costs_nothing(established):
     """A30: the claimed segment size is never looked at."""
-    for i in range(100):
-        packet = established.child.packet(ACK, text=text_of(60_000, i * 60_000), checksum="partial")
-        head = wire.vnet(wire.NEEDS_CSUM, wire.GSO_TCPV4, 54, 1, 34, 16)
-        established.injects(wire.frame(packet, head=head))
-        established.child.gets(ACK)
-        established.host.gets(text_of(60_000, i * 60_000))
+    costs = []
+    for gso_size in (1460, 1):
+        head, begin = wire.vnet(wire.NEEDS_CSUM, wire.GSO_TCPV4, 54, gso_size, 34, 16), time.process_time()
+        for i in range(5000):
+            packet = established.child.packet(ACK, text=text_of(60_000), checksum="partial")
+            established.injects(wire.frame(packet, head=head))
+            established.child.gets(ACK, ack=established.child.next)
+            assert established.host.reads() == text_of(60_000), i
+        established.child.history.clear()
+        costs.append(time.process_time() - begin)
+    assert costs[1] < 2 * costs[0] + 0.1, costs
+    established.child.sends(FIN | ACK)
+    assert established.stack.counters() == {}
 
 
 @pytest.mark.parametrize("isn", [0x7FFF0000, 0xFFFF0000])
