@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -474,6 +475,31 @@ def test_connecting_host_refuses(stage, family):
     assert play.connected().errno == errno.ECONNREFUSED
     play.ended(End.RST_HOST)
     assert play.stack.flow_count() == 0
+
+
+def test_connecting_host_that_never_answers_ends_in_silence(play):
+    """ETIMEDOUT: the kernel has given up after one retransmission (3 s). The child hears nothing: its own timer, which
+    began before, is what it would have had without us."""
+    retries = Path("/proc/sys/net/ipv4/tcp_syn_retries")
+    before = retries.read_text()
+    retries.write_text("1")
+    try:
+        listener = play.owns(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # fill the backlog: the next SYN gets no answer
+            filler = play.owns(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        play.connect(remote=wire.LOOPBACK[4], remote_port=listener.getsockname()[1]).opens()
+        flow = play.allow()
+        play.until(lambda: play.stack.flow_count() == 0, seconds=10)
+    finally:
+        retries.write_text(before)
+    e = play.connected()
+    assert (e.flow, e.errno) == (flow, errno.ETIMEDOUT)
+    assert play.ended(End.TIMEOUT).bytes_up == 0
+    assert play.came() == 0
 
 
 def test_connecting_no_route_is_net_unreachable(stage, family):

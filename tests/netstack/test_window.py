@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 
 import pytest
@@ -141,6 +142,88 @@ def test_established_short_writes_lose_nothing(stage):
     assert play.stack.buffered() == 0
 
 
+@pytest.mark.case("B15")
+def test_zero_window_told_is_exactly_zero_and_its_probes_are_answered(play):
+    """A child that probes gets an ACK with the window as it is; nothing of a probe beyond the edge is taken."""
+    play.establish(buffer=4096)
+    child, sent, window = play.child, 0, 65_535
+    while window:
+        size = min(1460, window)
+        child.sends(ACK, text=text_of(size, sent))
+        sent += size
+        window = child.forgets()[-1].window
+    for _ in range(20):
+        play.clock.advance(ms=60_000)
+        child.sends(ACK, seq=sent + 1, text=text_of(1, sent))
+        child.gets(ACK, ack=sent + 1, window=0)
+        child.gets_nothing()
+    child.sends(ACK, seq=sent)  # an empty one, as Linux sends it
+    child.gets(ACK, ack=sent + 1, window=0)
+    got = play.host.reads()
+    assert got == text_of(sent)
+    opened = child.forgets()
+    assert opened[-1].window >= 65_535 - 1460
+    child.sends(ACK, seq=sent + 1, text=text_of(1, sent))
+    play.host.gets(text_of(1, sent))
+
+
+@pytest.mark.case("B15")
+@pytest.mark.parametrize("sip", [1, 100, 1459])
+def test_zero_window_told_is_not_opened_by_sips(play, sip):
+    """RFC 9293, 3.8.6.2.2: a host that reads little makes no little windows."""
+    play.establish(buffer=4096)
+    child, sent, window = play.child, 0, 65_535
+    while window:
+        size = min(1460, window)
+        child.sends(ACK, text=text_of(size, sent))
+        sent += size
+        window = child.forgets()[-1].window
+    told, got = [], 0
+    while got < 30_000:
+        got += len(play.host.reads(sip))
+        told += [s.window for s in child.forgets()]
+    assert all(b >= a + 1460 for a, b in itertools.pairwise([0, *told])), told
+
+
+@pytest.mark.case("B16")
+def test_established_host_socket_that_fills_at_every_offset_loses_nothing(play):
+    """The host's buffer grows from one connection to the next, so that the first short write ends at every offset of a
+    segment in turn; what follows finds it full and waits. A socket takes two pieces of a length of its own."""
+    ends = set()
+    for i in range(1460):
+        play.establish(1000 + i, buffer=4608 + i)
+        play.child.sends(ACK, text=b"-" * (i // 730))
+        play.child.sends(ACK, text=text_of(30_000, i))
+        assert play.stack.buffered()
+        got = play.host.end.recv(1 << 20)
+        ends.add(len(got) % 1460)
+        got += play.host.reads()
+        assert got == b"-" * (i // 730) + text_of(30_000, i)
+        play.child.sends(ACK, text=b"next")
+        play.host.gets(b"next")
+        play.child.sends(RST)
+        play.child.forgets()
+        play.forgets_events()
+    assert len(ends) == 1460
+
+
+@pytest.mark.case("B16")
+def test_established_child_window_that_cuts_at_every_offset_loses_nothing(play):
+    """The other way: the child's window ends at every offset of a segment in turn."""
+    for i in range(1, 1461):
+        play.establish(1000 + i, window=1460 + i)
+        play.host.sends(text_of(6000, i))
+        came = b"".join(s.text for s in play.child.forgets())
+        assert came == text_of(len(came), i)
+        assert 1460 <= len(came) <= 1460 + i
+        play.child.got = 1 + len(came)
+        play.child.sends(ACK, window=65_535)
+        play.child.window = 65_535
+        assert came + play.child.reads(6000 - len(came)) == text_of(6000, i)
+        play.child.sends(RST)
+        play.forgets_events()
+
+
 # --- down: the window that we are told
 
 
@@ -232,6 +315,42 @@ def test_zero_window_lost_update_is_found_by_a_probe(play):
     play.child.gets(ACK, seq=1001, text=text_of(1, 1000))
     play.child.sends(ACK)
     assert play.child.reads(3999) == text_of(3999, 1001)
+
+
+@pytest.mark.case("B12", "B13")
+def test_zero_window_lost_update_and_lost_probes_are_mended(play):
+    """Five probes and the child's window update are lost; each wait is twice the last, and the next probe mends it."""
+    play.establish(window=0)
+    play.host.sends(text_of(5000))
+    wait = 200
+    for _ in range(5):
+        play.clock.advance(ms=wait)
+        (probe,) = play.child.forgets()
+        assert probe.text == text_of(1)
+        wait *= 2
+    play.clock.advance(ms=wait - 1)
+    play.child.gets_nothing()
+    play.clock.advance(ms=1)
+    assert len(play.child.inbox) == 1
+    play.child.window = 65_535
+    assert play.child.reads(1) == text_of(1)
+    assert play.child.reads(4999) == text_of(4999, 1)
+
+
+@pytest.mark.case("B12")
+def test_zero_window_is_never_given_up_while_the_child_answers(play):
+    """RFC 9293, MUST-36, 37: a day of zero windows, each probe acknowledged; then all of it comes."""
+    play.establish(window=0)
+    play.host.sends(text_of(5000))
+    for _ in range(24 * 60):
+        play.clock.advance(ms=60_000)
+        for s in play.child.forgets():
+            assert s.text == text_of(1)
+        play.child.sends(ACK)
+    play.no_event()
+    play.child.window = 65_535
+    play.child.sends(ACK)
+    assert play.child.reads(5000) == text_of(5000)
 
 
 @pytest.mark.case("B13")
