@@ -45,7 +45,7 @@ def test_servers_answer(lab: Lab, caller: Caller, family: int) -> None:
     assert caller.direct(*lab.client("datagrams", server, ECHO, "sizes", "1,1473,65507")).json()["right"] == 3
 
 
-@pytest.mark.parametrize("order", ["child-first", "server-first", "reset-by-server", "reset-by-child"])
+@pytest.mark.parametrize("order", ["child-first", "server-first", "reset-by-server", "break-off", "reset-by-child"])
 def test_ends_of_connections(lab: Lab, caller: Caller, family: int, order: str) -> None:
     r = caller.direct(*lab.client("half_close", lab.server_ip(family), ACTOR, order))
     assert r.json()["right"], r.told()

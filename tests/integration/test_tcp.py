@@ -32,7 +32,8 @@ def test_5000_connections_one_after_another(lab: Lab, caller: Caller, family: in
     assert r.json()["right"] == 5000
 
 
-@pytest.mark.parametrize("order", ["child-first", "server-first", "reset-by-server", "reset-by-child"])
+@pytest.mark.case("B01", "B02", "B04", "B05")
+@pytest.mark.parametrize("order", ["child-first", "server-first", "reset-by-server", "break-off", "reset-by-child"])
 def test_each_end_may_finish_first(lab: Lab, caller: Caller, family: int, order: str) -> None:
     r = caller.childflow(*lab.client("half_close", lab.server_ip(family), ACTOR, order))
     assert r.json()["right"], r.told()

@@ -69,6 +69,12 @@ class Host:
     def sysctl(self, name: str, value: str) -> None:
         self.run("/bin/sh", "-c", 'printf "%s" "$2" > "/proc/sys/$1"', "sh", name.replace(".", "/"), value)
 
+    def receive_on(self, device: str, cpu: int) -> None:
+        """Let this processor handle what arrives on `device`. Without it a veth pair handles a packet within the very
+        system call that sent it, and TCP can't take an ICMP error then: the connect waits for its second SYN."""
+        setting = f"echo {1 << cpu:x} >/sys/class/net/{device}/queues/rx-0/rps_cpus"
+        self.run("unshare", "--mount", "sh", "-c", f"mount -t sysfs none /sys && {setting}")
+
     def any_address(self) -> None:
         """From now on every address that arrives here is this host's own: its servers play the whole Internet."""
         self.sysctl("net.ipv6.ip_nonlocal_bind", "1")  # else a UDP server can't answer from the address asked

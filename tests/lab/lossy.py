@@ -26,9 +26,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from . import namespaces as ns
+from .engine import sleeping
 from .hosts import Host, prepared, wire
 from .lab import Caller
 from .processes import Place, Running
@@ -82,15 +82,9 @@ def _counters(host: Host) -> dict[str, int]:
 @contextmanager
 def childflow_leg(caller: Caller, flags: tuple[str, ...] = (), mtu: int = 1500) -> Iterator[Leg]:
     """The leg in front of childflow's engine. `caller` is who runs childflow and, behind the leg, the workload."""
-    waiting = caller.start("sh", "-c", "echo under way; exec sleep 3600", flags=("--mtu", str(mtu), *flags))
-    with waiting:
-        waiting.says("under way")
-        net = network_of_command(waiting.pid)
-        try:
-            with _leg(caller, Host("outer", Place(net)), "tap0", mtu, waiting) as leg:
-                yield leg
-        finally:
-            os.close(net)
+    with sleeping(caller, ("--mtu", str(mtu), *flags)) as (running, net):
+        with _leg(caller, Host("outer", Place(net)), "tap0", mtu, running) as leg:
+            yield leg
 
 
 @contextmanager
@@ -98,25 +92,6 @@ def plain_leg(caller: Caller, laptop: Host, mtu: int = 1500) -> Iterator[Leg]:
     """The same leg in front of the laptop's plain wire."""
     with _leg(caller, laptop, "to-server", mtu, None) as leg:
         yield leg
-
-
-def network_of_command(pid: int) -> int:
-    """A descriptor of the network namespace in which the childflow with this pid runs its command."""
-    own = os.readlink(f"/proc/{pid}/ns/net")
-    for process in _descendants(pid):
-        try:
-            if os.readlink(f"/proc/{process}/ns/net") != own:
-                return os.open(f"/proc/{process}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-    raise LookupError(f"no process under {pid} has a network of its own")
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            yield child
-            yield from _descendants(child)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
     7 tcp, udp   echo: what comes goes back, until end of file; a datagram at a time
     53 tcp, udp  DNS for lab.test, see `_ZONE`
+    25 tcp       a banner at once, then echo
     80 tcp       HTTP: the files of FOLDER/www; /git/ through git's own http-backend, repositories in FOLDER/git
+    1007 tcp     echo a millisecond later, as from a server that is not on this machine
     7000 tcp     the actor: the first line of a connection says what the server shall do with it, see `_ACTS`
 
 All of them on IPv4 and IPv6. "ready" on the standard output when every socket listens. Each accepted connection and
@@ -29,9 +31,9 @@ from typing import Any
 
 from dnslib import AAAA, QTYPE, RR, TXT, A, DNSRecord  # type: ignore[import-untyped]
 
-from .clients.payload import BLOCK, receive_all, send_pattern
+from .clients.payload import BLOCK, receive_all, receive_exactly, send_pattern
 
-ECHO, DNS, HTTP, ACTOR = 7, 53, 80, 7000
+ECHO, BANNER, DNS, HTTP, FAR_ECHO, ACTOR = 7, 25, 53, 80, 1007, 7000
 DIGEST_SIZE = 32
 _witness_lock = threading.Lock()
 
@@ -41,6 +43,8 @@ def main() -> None:
     witness = open(f"{folder}/witness.jsonl", "a", buffering=1)  # noqa: SIM115  (open until the process ends)
     services = [
         _tcp(ECHO, _echo, witness),
+        _tcp(BANNER, _banner, witness),
+        _tcp(FAR_ECHO, _far_echo, witness),
         _tcp(ACTOR, _act, witness),
         _tcp(DNS, _dns_stream, witness),
         _udp(ECHO, lambda data, _: data),
@@ -71,7 +75,7 @@ def _tcp(port: int, serve: Callable[[socket.socket, Any], None], witness: Any) -
             try:
                 _saw(witness, f"tcp/{port}", connection)
                 serve(connection, witness)
-            except (ConnectionError, TimeoutError):
+            except (ConnectionError, TimeoutError, EOFError):
                 pass  # the client went away, as some tests do on purpose
 
     def accept() -> None:
@@ -83,6 +87,18 @@ def _tcp(port: int, serve: Callable[[socket.socket, Any], None], witness: Any) -
 
 def _echo(connection: socket.socket, _: Any) -> None:
     while data := connection.recv(BLOCK):
+        connection.sendall(data)
+
+
+def _banner(connection: socket.socket, _: Any) -> None:
+    connection.sendall(b"220 lab.test ready\r\n")
+    _echo(connection, _)
+
+
+def _far_echo(connection: socket.socket, _: Any) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while data := connection.recv(BLOCK):
+        time.sleep(0.001)
         connection.sendall(data)
 
 
@@ -141,6 +157,36 @@ def _reset(connection: socket.socket, size: str) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+def _stream(connection: socket.socket, size: str) -> None:
+    """Send `size` bytes, then their digest, and close."""
+    connection.sendall(send_pattern(connection, int(size), b"stream"))
+
+
+def _break_off(connection: socket.socket, size: str) -> None:
+    """Send `size` bytes of 'x' and reset the connection at once, whether they have been received or not."""
+    connection.sendall(b"x" * int(size))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _urgent(connection: socket.socket, inline: str) -> None:
+    """Read to the end of file, urgent bytes `inline` (1) or apart (0); then the digest and the count of it."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, int(inline))
+    connection.sendall(b"!")
+    received = receive_all(connection)
+    connection.sendall(received.digest + received.count.to_bytes(8, "big"))
+
+
+def _answer_once(connection: socket.socket, size: str) -> None:
+    """Send the next `size` bytes back and close first."""
+    connection.sendall(receive_exactly(connection, int(size)))
+
+
+def _exchange(connection: socket.socket, size: str) -> None:
+    """Answer each `size` bytes with the same, when they are complete."""
+    while True:
+        connection.sendall(receive_exactly(connection, int(size)))
+
+
 def _hold(connection: socket.socket) -> None:
     """Read nothing and say nothing until the client is gone."""
     connection.sendall(b"held")
@@ -164,7 +210,12 @@ _ACTS: dict[str, Callable[..., None]] = {
     "finish-first": _finish_first,
     "digest": _digest,
     "reset": _reset,
+    "exchange": _exchange,
     "hold": _hold,
+    "stream": _stream,
+    "break-off": _break_off,
+    "urgent": _urgent,
+    "answer-once": _answer_once,
     "wait-for-reset": _wait_for_reset,
 }
 

@@ -1,8 +1,9 @@
-"""half_close.py HOST PORT child-first|server-first|reset-by-server|reset-by-child: how connections end.
+"""half_close.py HOST PORT child-first|server-first|reset-by-server|break-off|reset-by-child: how connections end.
 
-child-first       send 1 MiB, end the sending; the server says what it read and after a second sends 1 MiB
+child-first       send 1 MiB, end the sending; the server says at once what it read, and after two seconds sends 1 MiB
 server-first      the server ends its sending at once; send 10 MiB; the server's digest, asked for later, must match
 reset-by-server   the server resets after 5 bytes: the read fails with ECONNRESET, it is no end of file
+break-off         the server sends 1 MiB and resets while it is being read: the same, after right bytes
 reset-by-child    reset here; the server must see a reset, no end of file
 
 Prints {"right": bool, ...details}.
@@ -15,6 +16,7 @@ import os
 import socket
 import struct
 import sys
+import time
 
 from payload import receive_all, receive_exactly, send_pattern
 
@@ -27,6 +29,7 @@ def main() -> None:
         "child-first": child_first,
         "server-first": server_first,
         "reset-by-server": reset_by_server,
+        "break-off": break_off,
         "reset-by-child": reset_by_child,
     }
     print(json.dumps(orders[order]((host, port))))
@@ -34,12 +37,15 @@ def main() -> None:
 
 def child_first(server: tuple[str, int]) -> dict[str, object]:
     with socket.create_connection(server) as sock:
-        sock.sendall(f"answer-late {MIB} 1\n".encode())
+        sock.sendall(f"answer-late {MIB} 2\n".encode())
         send_pattern(sock, MIB, b"up")
         sock.shutdown(socket.SHUT_WR)
+        begin = time.monotonic()
         counted = int.from_bytes(receive_exactly(sock, 8), "big")
+        seconds = time.monotonic() - begin
         late = receive_all(sock)
-    return {"right": (counted, late.count) == (MIB, MIB), "up": counted, "down": late.count}
+    right = (counted, late.count) == (MIB, MIB) and seconds < 1
+    return {"right": right, "up": counted, "down": late.count, "seconds": seconds}
 
 
 def server_first(server: tuple[str, int]) -> dict[str, object]:
@@ -63,6 +69,20 @@ def reset_by_server(server: tuple[str, int]) -> dict[str, object]:
         except ConnectionResetError:
             end = "ECONNRESET"
     return {"right": (five, end) == (b"xxxxx", "ECONNRESET"), "end": end}
+
+
+def break_off(server: tuple[str, int]) -> dict[str, object]:
+    with socket.create_connection(server) as sock:
+        sock.sendall(f"break-off {MIB}\n".encode())
+        count, wrong, end = 0, 0, ""
+        while not end:
+            try:
+                data = sock.recv(4096)
+                count, wrong = count + len(data), wrong + len(data.replace(b"x", b""))
+                end = "" if data else "end of file"
+            except ConnectionResetError:
+                end = "ECONNRESET"
+    return {"right": end == "ECONNRESET" and count <= MIB and not wrong, "end": end, "down": count}
 
 
 def reset_by_child(server: tuple[str, int]) -> dict[str, object]:
