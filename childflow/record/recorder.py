@@ -224,8 +224,6 @@ class Recorder(NullRecorder):
         row.answers += 1
         row.rcode = dns.rcode(answer)
         self.tally.events["dns_answer"] += 1
-        if protocol == "tcp" and mode == "synthetic_empty":
-            self.resolver_silent(server)
         addresses = []
         for found in dns.answer_addresses(answer, query.question):
             self._learn(found.address, name)

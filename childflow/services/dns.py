@@ -29,6 +29,7 @@ FORMERR = 1
 SERVFAIL = 2
 NOTIMP = 4
 REFUSED = 5
+FAILURES = frozenset((SERVFAIL, NOTIMP, REFUSED))  # not a resolver's last word: libc, too, asks its next server then
 
 RCODE_NAMES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED", 6: "YXDOMAIN",
                7: "YXRRSET", 8: "NXRRSET", 9: "NOTAUTH", 10: "NOTZONE"}  # fmt: skip

@@ -4,7 +4,8 @@ The stack splices the child's connection onto one end of a socket pair; the othe
 reads length-prefixed queries, forwards several at once and writes the answers as they come (RFC 7766 6.2.1.1). Each
 query goes to the resolvers in turn over a connection of its own: fail-over is per query, and DNS over TCP is rare.
 
-Invariants: at most MAX_SESSIONS sessions, PIPELINE queries in each, MAX_UPSTREAM connections to resolvers in all.
+Invariants: at most MAX_SESSIONS sessions (and as many that are about to close), PIPELINE queries in each, MAX_UPSTREAM
+            connections to resolvers in all.
             Every query that parses is answered, with SERVFAIL after 4.5 s at the latest.
 Not here:   what a message must look like (`dns.py`), who the resolvers are (`resolvers.py`).
 """
@@ -28,18 +29,44 @@ MAX_UPSTREAM = 64
 IDLE_S = 30.0  # RFC 7766 6.2.3: of the order of seconds
 GIVE_UP_S = 4.5
 WRITE_S = 10.0  # a child that does not read its answers for so long is gone
-_FAILURES = frozenset((dns.SERVFAIL, dns.NOTIMP, dns.REFUSED))
 
 
 class Session:
     """One connection of the child. `tasks` are the queries that are not answered yet."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, now: float) -> None:
-        self.reader = reader
-        self.writer = writer
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
         self.used_at = now
         self.tasks: set[asyncio.Task[None]] = set()
         self.slots = asyncio.Semaphore(PIPELINE)
+        self._sock: socket.socket | None = sock  # until the streams have it
+        self._opened = self._over = False
+
+    async def open(self) -> bool:
+        """Begin to read and write; False when it can't be, or was ended before it began."""
+        if self._sock is None:
+            return False
+        sock, self._sock = self._sock, None
+        try:
+            self.reader, self.writer = await asyncio.open_unix_connection(sock=sock)
+        except OSError:
+            sock.close()  # the child's connection ends with it
+            return False
+        self._opened = True
+        if self._over:
+            self.writer.transport.abort()
+        return not self._over
+
+    def end(self) -> None:
+        """Close at once, whatever is on its way."""
+        self._over = True
+        if self._opened:
+            self.writer.transport.abort()
+        elif self._sock is not None:
+            self._sock.close()  # the loop has not come to it yet: a burst costs no descriptors
+            self._sock = None
 
     async def next_message(self) -> bytes | None:
         """The next query's bytes; None when the child has sent its last, was idle too long, or sent a zero length."""
@@ -80,7 +107,7 @@ class TcpForwarder:
 
     def open(self) -> socket.socket | None:
         """The stack's end of a new session, for `attach`; None when there are too many and none is idle."""
-        if len(self._runs) >= self._sessions_max and not self._close_longest_idle():
+        if len(self._sessions) >= self._sessions_max and not self._close_longest_idle():
             return None
         try:
             stack_end, ours = socket.socketpair()
@@ -88,7 +115,9 @@ class TcpForwarder:
             return None  # no descriptor left
         stack_end.setblocking(False)
         ours.setblocking(False)
-        run = self._loop.create_task(self._run(ours))
+        session = Session(ours, self._loop.time())
+        self._sessions[session] = None
+        run = self._loop.create_task(self._run(session))
         self._runs.add(run)
         run.add_done_callback(self._runs.discard)
         return stack_end
@@ -107,24 +136,21 @@ class TcpForwarder:
             return False
         oldest = min(idle, key=lambda session: session.used_at)
         del self._sessions[oldest]
-        oldest.writer.transport.abort()
+        oldest.end()
         return True
 
-    async def _run(self, ours: socket.socket) -> None:
+    async def _run(self, session: Session) -> None:
         try:
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
-        except OSError:
-            ours.close()  # the child's connection ends with it
-            return
-        session = Session(reader, writer, self._loop.time())
-        self._sessions[session] = None
-        try:
-            await self._serve(session)
+            if not await session.open():
+                return
+            try:
+                await self._serve(session)
+            finally:
+                session.writer.close()
         finally:
             self._sessions.pop(session, None)
             for task in session.tasks:
                 task.cancel()
-            writer.close()
 
     async def _serve(self, session: Session) -> None:
         """Take queries until the child sends no more; then answer what is open before closing (half-close)."""
@@ -167,19 +193,25 @@ class TcpForwarder:
         self, query: dns.Query, message: bytes, order: tuple[Resolver, ...], until: float
     ) -> tuple[bytes | None, Resolver]:
         """The first good answer and who gave it; else the last that said it failed; else None. Shares the time left."""
-        failed: tuple[bytes | None, Resolver] = (None, order[0])
+        best: tuple[bytes | None, Resolver] = (None, order[0])
+        silent: list[Resolver] = []
         try:
             async with asyncio.timeout_at(until):
                 async with self._upstream:
                     for number, server in enumerate(order):
+                        silent.append(server)
                         share = (until - self._loop.time()) / (len(order) - number)
                         answer = await self._ask(server, query, message, share)
-                        if answer is not None and dns.rcode(answer) not in _FAILURES:
-                            return answer, server
-                        failed = (answer, server) if answer is not None else failed
+                        if answer is not None:
+                            best = (answer, silent.pop())
+                            if dns.rcode(answer) not in dns.FAILURES:
+                                break
         except TimeoutError:
             pass
-        return failed
+        if self._recorder.active:
+            for server in silent:
+                self._recorder.resolver_silent(server.text)
+        return best
 
     async def _ask(self, server: Resolver, query: dns.Query, message: bytes, share_s: float) -> bytes | None:
         """One resolver's answer, with the child's id on it; None when there was none."""

@@ -7,7 +7,7 @@ after the attempt's time. Earlier attempts stay open, so a slow resolver's answe
 failure within 4.5 s, before its own resolver gives up.
 
 Invariants: a query is in `_open` until it was answered; every (lane, id) in its `flights` is in that lane's `waiting`.
-            `_open` is bounded; the oldest query makes room.
+            `_open` is bounded; the oldest query makes room and has failed.
 Not here:   what a message must look like (`dns.py`), who the resolvers are (`resolvers.py`), TCP (`dns_tcp.py`).
 """
 
@@ -38,7 +38,6 @@ LANE_QUERIES = 256  # queries before a socket, and with it the source port, is r
 _RECEIVE_BATCH = 64
 _MAX_MESSAGE = 65535
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
-_FAILURES = frozenset((dns.SERVFAIL, dns.NOTIMP, dns.REFUSED))  # libc, too, asks its next server then
 
 
 class Lane:
@@ -241,7 +240,7 @@ class UdpForwarder:
             return
         self._resolvers.answered(lane.server)
         answer = pending.to.payload[:2] + message[2:]
-        if message[3] & 15 in _FAILURES and pending.asked < len(pending.order):
+        if dns.rcode(message) in dns.FAILURES and pending.asked < len(pending.order):
             pending.fallback = answer
             self._land(pending, lane, message[0] << 8 | message[1])
             self._ask_next(pending)
@@ -298,7 +297,7 @@ class UdpForwarder:
 
     def _make_room(self) -> None:
         self.crowded_out += 1
-        self._forget(next(iter(self._open)))
+        self._fail(next(iter(self._open)))
 
     def _refuse(self, to: Datagram, bad: dns.Bad) -> None:
         if bad.reply is not None:

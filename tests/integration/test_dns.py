@@ -34,12 +34,14 @@ def test_the_same_answer_as_outside(lab: Lab, caller: Caller, name: str, kind: s
     assert inside[0] == ("NXDOMAIN" if name.startswith("missing") else "NOERROR")
 
 
+@pytest.mark.case("C27")
 @pytest.mark.parametrize("resolver", [4, 6], ids=["ipv4", "ipv6"])
 def test_the_hosts_resolver_of_either_family(lab: Lab, caller: Caller, resolver: int) -> None:
     lab.resolvers.use([lab.server_ip(resolver)])
     assert dig(caller, "a.lab.test", "A", under=True)[0] == "NOERROR"
 
 
+@pytest.mark.case("C23")
 def test_a_truncated_answer_is_truncated_and_complete_over_tcp(lab: Lab, caller: Caller) -> None:
     cut = caller.childflow("dig", "+ignore", "+tries=1", "big.lab.test", "TXT").ok().stdout
     assert " tc" in cut.split("flags:")[1].split(";")[0]
@@ -70,6 +72,7 @@ def test_getaddrinfo_of_both_families_at_once(lab: Lab, caller: Caller) -> None:
     assert r["addresses"] == ["198.51.100.1", "2001:db8:64::1"]
 
 
+@pytest.mark.case("E10")
 def test_a_dead_first_resolver_costs_no_more_than_outside(lab: Lab, caller: Caller, family: int) -> None:
     """glibc gives up on a resolver after 5 s."""
     lab.resolvers.use([DEAF[family], lab.server_ip(family)])
@@ -78,6 +81,7 @@ def test_a_dead_first_resolver_costs_no_more_than_outside(lab: Lab, caller: Call
     assert r["seconds"] < 6
 
 
+@pytest.mark.case("E10")
 def test_a_dead_only_resolver_is_an_error_in_time(lab: Lab) -> None:
     lab.resolvers.use([DEAF[4]])
     runs = [lab.caller(user).start(*lab.client("resolve", "a.lab.test", 4)) for user in CALLERS]

@@ -13,11 +13,13 @@ from tests.lab.lab import Caller, Lab
 GATEWAY = {4: "192.0.0.1", 6: "fd63:6869:6c64::1"}
 
 
+@pytest.mark.case("C12")
 def test_ping(lab: Lab, caller: Caller, family: int) -> None:
     r = caller.childflow("ping", f"-{family}", "-c3", "-i0.2", "-w10", lab.server_ip(family)).ok()
     assert "3 received, 0% packet loss" in r.stdout
 
 
+@pytest.mark.case("C12")
 @pytest.mark.parametrize("size", [0, 56, 1400, 4000, 60000])
 def test_ping_of_every_size(lab: Lab, caller: Caller, family: int, size: int) -> None:
     r = caller.childflow("ping", f"-{family}", "-c1", "-w10", f"-s{size}", lab.server_ip(family)).ok()
@@ -33,6 +35,7 @@ def test_ping_of_a_deaf_address_is_lost(lab: Lab, caller: Caller) -> None:
     assert (r.status, "100% packet loss" in r.stdout) == (1, True)
 
 
+@pytest.mark.case("C13")
 def test_ping_where_the_host_lets_nobody_ping(lab: Lab, caller: Caller, family: int) -> None:
     """Root has raw sockets all the same; another user is told why."""
     if not whereabouts().real_root:
@@ -50,6 +53,7 @@ def hops(said: str) -> list[str]:
     return [match[1] for line in said.splitlines()[1:] if (match := re.match(r"\s*\d+\s+(\S+)", line))]
 
 
+@pytest.mark.case("C14")
 @pytest.mark.parametrize("method", ["udp", "icmp"])
 def test_traceroute(routed_lab: Lab, routed_caller: Caller, family: int, method: str) -> None:
     """One probe at a time: with several, traceroute's own ping socket trips over the error that another one earned."""

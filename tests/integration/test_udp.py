@@ -17,12 +17,14 @@ def test_10000_datagrams_each_way_on_one_socket(lab: Lab, caller: Caller, family
     assert r.json() == {"sent": 10_000, "right": 10_000, "missing": []}
 
 
+@pytest.mark.case("C01")
 def test_datagrams_of_every_size(lab: Lab, caller: Caller, family: int) -> None:
     listed = ",".join(map(str, SIZES))
     r = caller.childflow(*lab.client("datagrams", lab.server_ip(family), ECHO, "sizes", listed))
     assert r.json()["missing"] == []
 
 
+@pytest.mark.case("C03")
 @pytest.mark.parametrize(
     "port",
     [CLOSED_PORT, HOST_UNREACHABLE_PORT, PORT_UNREACHABLE_PORT, PROHIBITED_PORT],

@@ -1,8 +1,8 @@
 """The server host's programs, all in one process: `python -m tests.lab.serve FOLDER`, started by the lab.
 
     7 tcp, udp   echo: what comes goes back, until end of file; a datagram at a time
-    53 tcp, udp  DNS for lab.test, see `_ZONE`
     25 tcp       a banner at once, then echo
+    53 tcp, udp  DNS for lab.test, see `_ZONE`; late.lab.test after 4 s, wrong-port.lab.test from another port
     80 tcp       HTTP: the files of FOLDER/www; /git/ through git's own http-backend, repositories in FOLDER/git
     1007 tcp     echo a millisecond later, as from a server that is not on this machine
     7000 tcp     the actor: the first line of a connection says what the server shall do with it, see `_ACTS`
@@ -29,12 +29,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dnslib import AAAA, QTYPE, RR, TXT, A, DNSRecord  # type: ignore[import-untyped]
+from dnslib import AAAA, QTYPE, RD, RR, TXT, A, DNSRecord  # type: ignore[import-untyped]
 
 from .clients.payload import BLOCK, receive_all, receive_exactly, send_pattern
 
 ECHO, BANNER, DNS, HTTP, FAR_ECHO, ACTOR = 7, 25, 53, 80, 1007, 7000
 DIGEST_SIZE = 32
+LATE_S = 4.0
 _witness_lock = threading.Lock()
 
 
@@ -48,7 +49,7 @@ def main() -> None:
         _tcp(ACTOR, _act, witness),
         _tcp(DNS, _dns_stream, witness),
         _udp(ECHO, lambda data, _: data),
-        _udp(DNS, partial(_dns_datagram, witness)),
+        _udp(DNS, partial(_dns_datagram, witness), _odd_name),
         _http(folder, witness),
     ]
     for service in services:
@@ -223,22 +224,33 @@ _ACTS: dict[str, Callable[..., None]] = {
 # -- UDP ------------------------------------------------------------------------------------------------------------
 
 
-def _udp(port: int, answer: Callable[[bytes, Any], bytes | None]) -> Callable[[], None]:
-    """Answers come from the address that was asked, which matters when every address is this host's."""
+def _udp(
+    port: int, answer: Callable[[bytes, Any], bytes], odd: Callable[[bytes], str] = lambda _: ""
+) -> Callable[[], None]:
+    """Answers come from the address that was asked, which matters when every address is this host's. `odd` names a
+    datagram's special treatment: "late", "wrong-port" or none."""
+    sock, other = _udp_socket(port), _udp_socket(0)
+
+    def serve() -> None:
+        while True:
+            data, control, _, client = sock.recvmsg(65536, 128)
+            how = odd(data)
+            send = partial((other if how == "wrong-port" else sock).sendmsg, [answer(data, client)], control, 0, client)
+            if how == "late":
+                threading.Timer(LATE_S, send).start()
+            else:
+                send()
+
+    return serve
+
+
+def _udp_socket(port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     sock.bind(("::", port))
-
-    def serve() -> None:
-        while True:
-            data, control, _, client = sock.recvmsg(65536, 128)
-            reply = answer(data, client)
-            if reply is not None:
-                sock.sendmsg([reply], control, 0, client)
-
-    return serve
+    return sock
 
 
 # -- DNS ------------------------------------------------------------------------------------------------------------
@@ -246,6 +258,7 @@ def _udp(port: int, answer: Callable[[bytes, Any], bytes | None]) -> Callable[[]
 _LONG_TEXT = [
     f"{number:04} " + "this answer fits into no datagram of 512 or of 1232 bytes " * 3 for number in range(24)
 ]
+_SVCB = bytes.fromhex("0001 00 0001 0006 02 6832 02 6833 0004 0004 c6336401")  # 1 . alpn=h2,h3 ipv4hint=198.51.100.1
 _ZONE: dict[tuple[str, str], list[Any]] = {
     ("a.lab.test", "A"): [A("198.51.100.1")],
     ("many.lab.test", "A"): [A(f"198.51.100.{last}") for last in range(10, 20)],
@@ -254,6 +267,14 @@ _ZONE: dict[tuple[str, str], list[Any]] = {
     ("both.lab.test", "AAAA"): [AAAA("2001:db8:64::1")],
     ("txt.lab.test", "TXT"): [TXT(["hello from", "the lab"])],
     ("big.lab.test", "TXT"): [TXT(text) for text in _LONG_TEXT],
+    ("wide.lab.test", "TXT"): [TXT(text) for text in _LONG_TEXT[:16]],  # 3 KB: whole for a client that takes 4,096
+    ("strange.lab.test", "TYPE65280"): [RD(bytes(range(256)))],
+    ("web.lab.test", "HTTPS"): [RD(_SVCB)],
+    ("web.lab.test", "SVCB"): [RD(_SVCB)],
+    ("signed.lab.test", "A"): [A("198.51.100.1")],
+    ("signed.lab.test", "RRSIG"): [RD(bytes.fromhex("000108030000003c") + b"\0" * 10 + b"\3lab\4test\0" + b"s" * 64)],
+    ("late.lab.test", "A"): [A("198.51.100.4")],
+    ("wrong-port.lab.test", "A"): [A("198.51.100.6")],
 }
 _NAMES = {name for name, _ in _ZONE}
 NXDOMAIN = 3
@@ -264,8 +285,10 @@ def _resolve(query: bytes, room: int) -> bytes:
     asked = DNSRecord.parse(query)
     name, kind = str(asked.q.qname).rstrip(".").lower(), QTYPE[asked.q.qtype]
     reply = asked.reply()
-    for data in _ZONE.get((name, kind), []):
+    for data in _ZONE.get((name, str(kind)), []):
         reply.add_answer(RR(asked.q.qname, asked.q.qtype, rdata=data, ttl=60))
+    if name == "signed.lab.test":
+        reply.header.ad = 1
     if name not in _NAMES:
         reply.header.rcode = NXDOMAIN
     packed = bytes(reply.pack())
@@ -284,10 +307,17 @@ def _dns_datagram(witness: Any, query: bytes, client: Any) -> bytes:
     return _resolve(query, max(512, *sizes) if sizes else 512)
 
 
+def _odd_name(query: bytes) -> str:
+    return str(DNSRecord.parse(query).q.qname).removesuffix(".lab.test.").lower()
+
+
 def _dns_stream(connection: socket.socket, _: Any) -> None:
     with connection.makefile("rb") as stream:
         while len(prefix := stream.read(2)) == 2:
-            answer = _resolve(stream.read(int.from_bytes(prefix, "big")), 65535)
+            query = stream.read(int.from_bytes(prefix, "big"))
+            if _odd_name(query) == "late":
+                time.sleep(LATE_S)
+            answer = _resolve(query, 65535)
             connection.sendall(len(answer).to_bytes(2, "big") + answer)
 
 

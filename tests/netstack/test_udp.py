@@ -144,6 +144,7 @@ def test_open_a_burst_comes_in_order(play):
     play.replies.clear()
 
 
+@pytest.mark.case("C01")
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 1471, 1472, 1473, 8192, 65_507])
 def test_open_lengths_both_ways(stage, family, offload, length):
     """C01: one frame holds any datagram; zero length is a datagram and no end."""
@@ -209,6 +210,7 @@ def test_open_partial_checksum_is_taken(stage, family):
     peer.gets(b"p")
 
 
+@pytest.mark.case("C05")
 def test_open_one_host_port_for_many_peers(stage, family):
     """RFC 4787, REQ-1, C05: endpoint-independent mapping."""
     play = stage(family=family)
@@ -242,6 +244,7 @@ def test_open_two_child_ports_have_two_host_ports(play):
     child_gets(play, peer, 1111, b"to one")
 
 
+@pytest.mark.case("C05")
 def test_open_stranger_is_not_let_in(play):
     """RFC 4787, REQ-8: only who was written to may answer, from the very port."""
     peer, stranger = Peer(play), Peer(play)
@@ -286,6 +289,7 @@ def closed_port(play: Play) -> Peer:
     return peer
 
 
+@pytest.mark.case("C03")
 def test_open_closed_port_is_port_unreachable(stage, family):
     """C03: the quote has the child's own addresses and ports, or its kernel finds no socket for it."""
     play = stage(family=family)
@@ -341,6 +345,7 @@ def test_open_too_large_for_ipv4_is_counted(play):
     assert play.stack.counters() == {}
 
 
+@pytest.mark.case("C01")
 def test_open_ipv6_largest(stage):
     play = stage(family=6)
     peer = Peer(play)
@@ -444,6 +449,7 @@ def test_open_one_peer_ends_and_the_socket_stays_for_the_other(play):
     assert play.stack.counters() == {"unknown_peer": 1}
 
 
+@pytest.mark.case("C14", "C15")
 @pytest.mark.parametrize("hop_limit", [2, 5, 200, 255])
 def test_open_hop_limit_is_one_less(stage, family, hop_limit):
     """Traceroute: a hop limit that is not the default was asked for, and this gateway is a hop."""

@@ -97,6 +97,7 @@ SHAPES: dict[str, Callable[[], None]] = {
 }
 
 
+@pytest.mark.case("C27")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_resolver_file(seat: Seat, shape: str) -> None:
     done = seat.run("cat", "/etc/resolv.conf", before=own_etc_and_run(SHAPES[shape]))
@@ -119,6 +120,7 @@ def test_the_rest_of_a_rebuilt_folder_is_there(seat: Seat, shape: str) -> None:
     assert done.stdout == "still here\nhere too\nhere too\n", done.stderr
 
 
+@pytest.mark.case("C27")
 def test_the_hosts_resolver_may_rename_a_new_file_over_its_own(seat: Seat) -> None:
     """As systemd-resolved does at each change of network; a file that is bound over it would fall off then."""
     names = f"{SCRATCH}/run-{os.getpid()}-{seat.user}"

@@ -180,6 +180,7 @@ def test_source_ports_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scene)
 
 
+@pytest.mark.case("C26")
 @pytest.mark.parametrize("message", [b"GET / HTTP/1.0\r\n\r\n", query()[:-1], answer_to(query())])
 def test_what_is_no_query_is_never_passed_on(message: bytes) -> None:
     async def scene() -> None:
@@ -200,6 +201,7 @@ async def timed(s: Scene, message: bytes) -> tuple[int, float]:
     return rcode_of(answer), time.monotonic() - start
 
 
+@pytest.mark.case("E10")
 def test_refused_resolver_costs_nothing() -> None:
     async def scene() -> None:
         s = Scene(closed_port(), Upstream())
@@ -211,6 +213,7 @@ def test_refused_resolver_costs_nothing() -> None:
     run(scene)
 
 
+@pytest.mark.case("E10")
 def test_all_refused_is_servfail_at_once() -> None:
     async def scene() -> None:
         s = Scene(closed_port(), closed_port())
@@ -222,6 +225,7 @@ def test_all_refused_is_servfail_at_once() -> None:
     run(scene)
 
 
+@pytest.mark.case("E10")
 def test_dead_first_resolver_costs_a_second_once() -> None:
     async def scene() -> None:
         dead, alive = Upstream(silent), Upstream()
@@ -236,6 +240,7 @@ def test_dead_first_resolver_costs_a_second_once() -> None:
     run(scene)
 
 
+@pytest.mark.case("E10")
 def test_dead_resolvers_are_servfail_in_time_and_asked_again() -> None:
     async def scene() -> None:
         dead = Upstream(silent)
@@ -251,6 +256,7 @@ def test_dead_resolvers_are_servfail_in_time_and_asked_again() -> None:
     run(scene)
 
 
+@pytest.mark.case("E10")
 def test_resolver_that_takes_four_seconds_still_answers() -> None:
     async def scene() -> None:
         s = Scene(Upstream(delay=4.0))
@@ -328,6 +334,7 @@ def test_answers_that_do_not_match_are_dropped() -> None:
     run(scene)
 
 
+@pytest.mark.case("E10")
 def test_answer_from_another_port_is_not_taken() -> None:
     async def scene() -> None:
         upstream = Upstream(silent)
@@ -343,6 +350,7 @@ def test_answer_from_another_port_is_not_taken() -> None:
     run(scene)
 
 
+@pytest.mark.case("C23")
 def test_truncated_and_large_answers_are_relayed_as_they_came() -> None:
     def truncated(message: bytes) -> list[bytes]:
         answer = answer_to(message)
@@ -362,6 +370,7 @@ def test_truncated_and_large_answers_are_relayed_as_they_came() -> None:
     run(scene)
 
 
+@pytest.mark.case("E10")
 def test_open_queries_are_bounded_and_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dns_udp, "MAX_OPEN", 100)
 
@@ -373,14 +382,16 @@ def test_open_queries_are_bounded_and_the_oldest_make_room(monkeypatch: pytest.M
         forwarder = s.service._udp
         assert (len(forwarder._open), forwarder.crowded_out) == (100, 900)
         assert sum(len(lane.waiting) for lanes in forwarder._lanes.values() for lane in lanes) == 100
-        await until(lambda: len(s.stack.replies) == 100)
-        assert {to.child_port for to, _ in s.stack.replies} == set(range(900, 1000))
+        await until(lambda: len(s.stack.replies) == 1000)
+        assert [to.child_port for to, _ in s.stack.replies[:900]] == list(range(900))
+        assert {rcode_of(reply) for _, reply in s.stack.replies} == {2}
         assert forwarder._open == {}
         s.close()
 
     run(scene)
 
 
+@pytest.mark.case("E10")
 def test_slow_resolver_and_many_queries_cost_few_sockets() -> None:
     async def scene() -> None:
         s = Scene(Upstream(silent), Upstream(silent))
@@ -431,6 +442,7 @@ async def message_from(reader: asyncio.StreamReader) -> bytes:
     return await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
 
 
+@pytest.mark.case("C24")
 def test_tcp_query_with_its_length_split_anywhere() -> None:
     async def scene() -> None:
         s = Scene(Upstream())
@@ -447,6 +459,7 @@ def test_tcp_query_with_its_length_split_anywhere() -> None:
     run(scene)
 
 
+@pytest.mark.case("C24")
 def test_tcp_pipelined_queries_then_half_close() -> None:
     async def scene() -> None:
         s = Scene(Upstream(delay=0.05))
@@ -461,6 +474,7 @@ def test_tcp_pipelined_queries_then_half_close() -> None:
     run(scene)
 
 
+@pytest.mark.case("C24")
 def test_tcp_zero_length_closes() -> None:
     async def scene() -> None:
         s = Scene(Upstream())
@@ -472,6 +486,7 @@ def test_tcp_zero_length_closes() -> None:
     run(scene)
 
 
+@pytest.mark.case("C24", "C26")
 def test_tcp_what_is_no_query_is_formerr_and_the_next_is_answered() -> None:
     async def scene() -> None:
         upstream = Upstream()
@@ -487,6 +502,80 @@ def test_tcp_what_is_no_query_is_formerr_and_the_next_is_answered() -> None:
     run(scene)
 
 
+@pytest.mark.case("C24")
+def test_tcp_answers_come_in_the_order_of_the_resolvers_answers() -> None:
+    """RFC 7766 6.2.1.1: a slow answer holds up no other."""
+
+    async def scene() -> None:
+        upstream = Upstream()
+        s = Scene(upstream)
+        reader, writer = await dial(s)
+        upstream.delay = 0.5
+        writer.write(framed(query("slow.test", ident=1)))
+        await until(lambda: upstream.seen)
+        upstream.delay = 0.0
+        writer.write(framed(query("quick.test", ident=2)) + framed(query("quick.test", ident=3)))
+        answers = [await message_from(reader) for _ in range(3)]
+        idents = [int.from_bytes(answer[:2], "big") for answer in answers]
+        assert sorted(idents[:2]) == [2, 3]
+        assert idents[2] == 1
+        s.close()
+
+    run(scene)
+
+
+@pytest.mark.case("C24")
+def test_tcp_query_of_64_kib_is_passed_on_whole() -> None:
+    async def scene() -> None:
+        upstream = Upstream()
+        s = Scene(upstream)
+        reader, writer = await dial(s)
+        room = 65535 - len(query()) - 11
+        message = query(extra=b"\0\0\x29\x10\0\0\0\0\0" + room.to_bytes(2, "big") + bytes(room))
+        assert len(message) == 65535
+        writer.write(framed(message))
+        assert rcode_of(await message_from(reader)) == 0
+        assert upstream.seen[0][2:] == message[2:]
+        s.close()
+
+    run(scene)
+
+
+@pytest.mark.case("E10")
+def test_resolver_that_comes_back_is_asked_at_once() -> None:
+    """Nothing is remembered of a failure but who to ask last."""
+
+    async def scene() -> None:
+        upstream = Upstream(silent)
+        s = Scene(upstream)
+        assert rcode_of(await s.ask(query())) == 2
+        upstream.behaviour = well
+        start = time.monotonic()
+        assert rcode_of(await s.ask(query())) == 0
+        assert time.monotonic() - start < 0.5
+        s.close()
+
+    run(scene)
+
+
+@pytest.mark.case("E10")
+def test_ten_thousand_outstanding_queries_are_bounded_and_all_answered() -> None:
+    async def scene() -> None:
+        s = Scene(Upstream(silent))
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(10_000):
+            s.service.query(datagram(query(ident=number), number))
+        assert len(s.service._udp._open) == dns_udp.MAX_OPEN
+        await until(lambda: len(s.stack.replies) == 10_000)
+        assert {rcode_of(reply) for _, reply in s.stack.replies[::97]} == {2}
+        assert sorted(to.child_port for to, _ in s.stack.replies) == list(range(10_000))
+        assert len(os.listdir("/proc/self/fd")) <= before + 50
+        s.close()
+
+    run(scene)
+
+
+@pytest.mark.case("C24")
 def test_tcp_answer_of_64_kib() -> None:
     def large(message: bytes) -> list[bytes]:
         return [answer_to(message) + bytes(65535 - len(answer_to(message)))]
@@ -501,6 +590,7 @@ def test_tcp_answer_of_64_kib() -> None:
     run(scene)
 
 
+@pytest.mark.case("E10")
 @pytest.mark.parametrize(("first", "at_most"), [("refused", 0.5), ("silent", 3.0), ("failing", 0.5)])
 def test_tcp_fail_over(first: str, at_most: float) -> None:
     async def scene() -> None:
@@ -511,11 +601,15 @@ def test_tcp_fail_over(first: str, at_most: float) -> None:
         writer.write(framed(query()))
         assert rcode_of(await message_from(reader)) == 0
         assert time.monotonic() - start < at_most
+        dead, alive = (u if isinstance(u, str) else u.text for u in s.upstreams)
+        assert s.recorder.of("resolver_silent") == ([] if first == "failing" else [(dead,)])
+        assert s.recorder.of("dns_answer")[0][1] == alive
         s.close()
 
     run(scene)
 
 
+@pytest.mark.case("E10")
 def test_tcp_dead_resolver_is_servfail_in_time() -> None:
     async def scene() -> None:
         s = Scene(Upstream(silent, delay=30))
@@ -524,11 +618,27 @@ def test_tcp_dead_resolver_is_servfail_in_time() -> None:
         writer.write(framed(query()))
         assert rcode_of(await message_from(reader)) == 2
         assert time.monotonic() - start < 4.9
+        assert s.recorder.of("resolver_silent") == [(u.text,) for u in s.upstreams if isinstance(u, Upstream)]
         s.close()
 
     run(scene)
 
 
+def test_tcp_two_dead_resolvers_are_both_told_of() -> None:
+    """Not the first alone, and none that was never asked."""
+
+    async def scene() -> None:
+        s = Scene(Upstream(silent, delay=30), Upstream(silent, delay=30))
+        reader, writer = await dial(s)
+        writer.write(framed(query()))
+        assert rcode_of(await message_from(reader)) == 2
+        assert s.recorder.of("resolver_silent") == [(u.text,) for u in s.upstreams if isinstance(u, Upstream)]
+        s.close()
+
+    run(scene)
+
+
+@pytest.mark.case("C24")
 def test_tcp_sessions_are_bounded_and_the_idle_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dns_tcp, "MAX_SESSIONS", 4)
 
@@ -550,6 +660,30 @@ def test_tcp_sessions_are_bounded_and_the_idle_make_room(monkeypatch: pytest.Mon
     run(scene)
 
 
+@pytest.mark.case("C24")
+def test_tcp_burst_of_connections_in_one_step_is_served_and_costs_no_descriptors() -> None:
+    """The engine may take many connections before the loop runs our tasks: the last ones are served all the same."""
+
+    async def scene() -> None:
+        s = Scene(Upstream())
+        before = len(os.listdir("/proc/self/fd"))
+        ends = [s.service.open_connection() for _ in range(1000)]
+        assert all(end is not None for end in ends)
+        assert len(os.listdir("/proc/self/fd")) == before + len(ends) + dns_tcp.MAX_SESSIONS
+        reader, writer = await asyncio.open_unix_connection(sock=ends[-1])
+        writer.write(framed(query()))
+        assert rcode_of(await message_from(reader)) == 0
+        assert ends[0] is not None
+        assert ends[0].recv(1) == b""
+        for end in ends[:-1]:
+            assert end is not None
+            end.close()
+        s.close()
+
+    run(scene)
+
+
+@pytest.mark.case("C24")
 def test_tcp_idle_session_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dns_tcp, "IDLE_S", 0.1)
 

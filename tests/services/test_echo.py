@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ GATEWAY = {4: GATEWAY4, 6: GATEWAY6}
 @pytest.fixture(scope="module", autouse=True)
 def far_addresses(namespaces: None) -> Iterator[None]:
     """The far host's addresses, on our own loopback."""
-    addresses = (["198.51.100.7/32"], ["2001:db8::7/128", "nodad"])
+    addresses = (["198.51.100.7/32"], ["198.51.100.8/32"], ["2001:db8::7/128", "nodad"])
     for address in addresses:
         subprocess.run(["ip", "addr", "add", *address, "dev", "lo"], check=True)
     yield
@@ -107,6 +108,7 @@ def scene(play: Callable[[Scene], object]) -> None:
     run(body)
 
 
+@pytest.mark.case("C12")
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("size", [0, 1, 56, 1472, 8000, 65507])
 @pytest.mark.case("A20")
@@ -125,6 +127,7 @@ def test_ping_comes_back_as_the_child_sent_it(kind: str, version: int, size: int
     scene(play)
 
 
+@pytest.mark.case("C12")
 def test_many_ids_and_sequences(kind: str) -> None:
     async def play(s: Scene) -> None:
         sent = [(ident, sequence) for ident in range(1, 60) for sequence in range(5)]
@@ -135,6 +138,83 @@ def test_many_ids_and_sequences(kind: str) -> None:
         assert sorted((reply.ident, reply.sequence) for reply in s.replies()) == sent
 
     scene(play)
+
+
+@pytest.mark.case("C12")
+@pytest.mark.soak
+@pytest.mark.case("C12")
+def test_every_id_is_kept(kind: str) -> None:
+    """All 65,536, as many at a time as there may be sessions."""
+
+    async def play(s: Scene) -> None:
+        for first in range(0, 65536, echo.MAX_SESSIONS):
+            idents = range(first, first + echo.MAX_SESSIONS)
+            for ident in idents:
+                s.echo.handle(request(4, FAR4, ident, ident ^ 0x5555, ident.to_bytes(2, "big")))
+            await until(lambda: len(s.stack.ip) == echo.MAX_SESSIONS)
+            got = sorted((reply.ident, reply.sequence, reply.data) for reply in s.replies())
+            assert got == [(ident, ident ^ 0x5555, ident.to_bytes(2, "big")) for ident in idents]
+            s.stack.ip.clear()
+
+    scene(play)
+
+
+@pytest.mark.case("C12")
+def test_the_same_id_and_sequence_to_several_hosts_and_twice_to_one(kind: str) -> None:
+    """Two programs may well share an id: each reply has what its own echo had."""
+    other4 = bytes((198, 51, 100, 8))
+
+    async def play(s: Scene) -> None:
+        sent = [(4, FAR4, b"one"), (4, FAR4, b"two, longer"), (4, other4, b"three"), (6, FAR6, b"four")]
+        for version, to, data in sent:
+            s.echo.handle(request(version, to, 77, 1, data))
+        await until(lambda: len(s.stack.ip) == len(sent))
+        assert {(reply.ident, reply.sequence) for reply in s.replies()} == {(77, 1)}
+        assert sorted((reply.version, reply.source, reply.data) for reply in s.replies()) == sorted(sent)
+
+    scene(play)
+
+
+@pytest.mark.case("C12")
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_burst_of_500_comes_back_whole(kind: str, version: int) -> None:
+    """They are all answered before we look once."""
+
+    async def play(s: Scene) -> None:
+        for sequence in range(500):
+            s.echo.handle(request(version, FAR[version], 7, sequence))
+        await until(lambda: len(s.stack.ip) == 500)
+        assert sorted(reply.sequence for reply in s.replies()) == list(range(500))
+
+    scene(play)
+
+
+@pytest.mark.case("C10")
+@pytest.mark.parametrize("version", [4, 6])
+def test_too_big_for_the_path_is_told_with_its_mtu(kind: str, version: int) -> None:
+    """Unless it may be cut: then it is."""
+    to, far = ("198.51.100.9", "2001:db8:9::9")[version == 6], f"-{version}"
+    route = ["local", to, "dev", "lo", "mtu", "1300"]
+    address = socket.inet_pton(socket.AF_INET if version == 4 else socket.AF_INET6, to)
+
+    async def play(s: Scene) -> None:
+        asked = request(version, address, data=bytes(1400))
+        for _ in range(2):
+            s.echo.handle(asked)
+            (reply,) = s.replies()
+            assert (reply.kind, reply.code, reply.source) == ((3, 4) if version == 4 else (2, 0)) + (GATEWAY[version],)
+            assert (reply.ident << 16 | reply.sequence) == 1300
+            assert asked.startswith(reply.data[:60])
+            s.stack.ip.clear()
+        s.echo.handle(asked, may_fragment=True)
+        await until(lambda: s.stack.ip)
+        assert s.replies()[0].data == bytes(1400)
+
+    subprocess.run(["ip", far, "route", "add", *route], check=True)
+    try:
+        scene(play)
+    finally:
+        subprocess.run(["ip", far, "route", "del", *route], check=True)
 
 
 def test_flood_of_ids_is_bounded(kind: str) -> None:
@@ -164,6 +244,7 @@ def test_gateway_answers_itself(version: int) -> None:
     scene(play)
 
 
+@pytest.mark.case("C14")
 @pytest.mark.parametrize("version", [4, 6])
 def test_ttl_of_one_ends_at_the_gateway(version: int) -> None:
     async def play(s: Scene) -> None:
@@ -176,6 +257,7 @@ def test_ttl_of_one_ends_at_the_gateway(version: int) -> None:
     scene(play)
 
 
+@pytest.mark.case("C13")
 @pytest.mark.parametrize("version", [4, 6])
 def test_neither_socket_allowed_is_prohibited_and_said_once(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:

@@ -57,11 +57,13 @@ SHAPES = {
 }  # fmt: skip
 
 
+@pytest.mark.case("C27")
 @pytest.mark.parametrize("text", SHAPES)
 def test_resolv_conf_shapes(text: str) -> None:
     assert [server.text for server in parse_resolv_conf(text).servers] == SHAPES[text]
 
 
+@pytest.mark.case("C27")
 def test_resolv_conf_options_within_reason() -> None:
     plan = parse_resolv_conf("options timeout:30 attempts:99 rotate ndots:5\n")
     assert (plan.attempt_s, plan.rounds, plan.rotate) == (2.0, 4, True)
@@ -69,6 +71,7 @@ def test_resolv_conf_options_within_reason() -> None:
     assert (plan.attempt_s, plan.rounds, plan.rotate) == (1.0, 1, False)
 
 
+@pytest.mark.case("C27", "E10")
 def test_file_that_changes_is_read_again_after_a_second(tmp_path: Path) -> None:
     path, clock = tmp_path / "resolv.conf", Clock()
     path.write_text("nameserver 192.0.2.1\n")
@@ -85,6 +88,7 @@ def test_file_that_changes_is_read_again_after_a_second(tmp_path: Path) -> None:
     assert [s.text for s in resolvers.in_order()] == ["192.0.2.2:53"]
 
 
+@pytest.mark.case("C27")
 def test_no_file_is_the_local_host(tmp_path: Path) -> None:
     assert [s.text for s in Resolvers(None, Clock(), str(tmp_path / "none")).in_order()] == ["127.0.0.1:53"]
 
