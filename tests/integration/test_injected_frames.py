@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.inject import Sent, inject
+from childflow.services.fragments import MAX_DATAGRAMS
+from tests.lab.inject import PAUSE_S, Sent, inject
 from tests.lab.lab import Caller, Lab
 from tests.lab.processes import Result
 from tests.lab.serve import ECHO
@@ -34,14 +35,16 @@ MENDED = {"gso without a partial checksum"}  # cut by the kernel itself, so that
 S4, D4, S6, D6 = CHILD[4], REMOTE[4], CHILD[6], REMOTE[6]
 
 
-def while_the_canary_sings(lab: Lab, caller: Caller, frames: Sequence[bytes]) -> tuple[Sent, Result, Counter[str]]:
+def while_the_canary_sings(
+    lab: Lab, caller: Caller, frames: Sequence[bytes], pause_s: float = PAUSE_S
+) -> tuple[Sent, Result, Counter[str]]:
     """Inject `frames`; returns what the kernel said, how the run ended, and the drops that childflow counted."""
     stop = Path(caller.home, "stop")
     stop.unlink(missing_ok=True)
     canary = lab.client("canary", lab.server_ip(4), ECHO, stop)
     with caller.start(*canary, flags=["-v"]) as running:
         running.says("ready")
-        sent = inject(running, frames)
+        sent = inject(running, frames, pause_s)
         stop.write_text("")
         result = running.wait(20).ok()
     assert float(result.stdout.split('"slowest": ')[1].rstrip("}\n ")) < SLOWEST_S, result.told()
@@ -181,6 +184,17 @@ def test_fragments_that_are_refused(lab: Lab, caller: Caller) -> None:
     sent, result, got = while_the_canary_sings(lab, caller, [raw for raw, _ in cases])
     assert not any(sent.errors)
     check_drops(got, Counter(why for _, why in cases if why), sent)
+    assert len(result.events_of("flow_end")) == 1
+
+
+@pytest.mark.case("A24")
+def test_flood_of_fragments_harms_nobody_else(lab: Lab) -> None:
+    """Ten thousand first pieces of ten thousand datagrams, as fast as the device's queue takes them beside the canary's
+    own: all but the youngest 256 make room, one for one."""
+    pieces = [frame(fragment4(0, bytes(512), True, ident=i)) for i in range(10_000)]
+    sent, result, got = while_the_canary_sings(lab, lab.caller("ordinary"), pieces, 0.00002)
+    assert not any(sent.errors)
+    check_drops(got, Counter(fragment_limit=10_000 - MAX_DATAGRAMS), sent)
     assert len(result.events_of("flow_end")) == 1
 
 

@@ -5,9 +5,9 @@ CAP_NET_RAW could send.
     sent.errors[i]                            # 0, or the errno with which the kernel refused frame i
     sent.own_reports                          # multicast listener reports that the sandbox's kernel has sent by itself
 
-A frame is a virtio header of 10 bytes and an Ethernet frame. As a program (`inject.py PID DEVICE`, frames on standard
-input, each behind its length) it enters the user and network namespaces of PID, where it has every capability, and
-sends through a packet socket with PACKET_VNET_HDR.
+A frame is a virtio header of 10 bytes and an Ethernet frame. As a program (`inject.py PID DEVICE PAUSE`, frames on
+standard input, each behind its length) it enters the user and network namespaces of PID, where it has every
+capability, and sends through a packet socket with PACKET_VNET_HDR.
 
 Invariants: childflow and its command are not touched, let alone told to keep a capability.
 Not here:   which frames there are (`tests/netstack/test_hostile_frames.py`).
@@ -32,7 +32,7 @@ if __package__:
 
 SOL_PACKET, PACKET_VNET_HDR = 263, 15
 DEVICE = "tap0"
-PAUSE_S = 0.0005  # between frames: the device's queue takes 500, and what is too much it loses without a word
+PAUSE_S = 0.0005  # the device's queue takes 500 frames, and what is too much it loses without a word
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class Sent:
     own_reports: int
 
 
-def inject(running: Running, frames: Sequence[bytes]) -> Sent:
-    """Send `frames` from inside the sandbox of `running`, whose command must have been started."""
+def inject(running: Running, frames: Sequence[bytes], pause_s: float = PAUSE_S) -> Sent:
+    """Send `frames` from inside the sandbox of `running`, whose command must have been started. Without a pause between
+    them the device's queue loses some."""
     given = b"".join(struct.pack("=I", len(frame)) + frame for frame in frames)
-    argv = [sys.executable, "-m", "tests.lab.inject", str(command_of(running.pid)), DEVICE]
+    argv = [sys.executable, "-m", "tests.lab.inject", str(command_of(running.pid)), DEVICE, str(pause_s)]
     done = subprocess.run(argv, input=given, capture_output=True, check=False, timeout=60, cwd=PROJECT)
     assert done.returncode == 0, done.stderr.decode()
     return Sent(**json.loads(done.stdout))
@@ -107,7 +108,7 @@ def _own_reports() -> int:
 
 
 def main() -> None:
-    pid, device = int(sys.argv[1]), sys.argv[2]
+    pid, device, pause_s = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     frames = _frames(sys.stdin.buffer.read())
     _enter(pid)
     errors = []
@@ -116,7 +117,8 @@ def main() -> None:
         sock.bind((device, 0))
         for frame in frames:
             errors.append(_send(sock, frame))
-            time.sleep(PAUSE_S)
+            if pause_s:
+                time.sleep(pause_s)
     print(json.dumps({"errors": errors, "own_reports": _own_reports()}))
 
 

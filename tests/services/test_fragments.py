@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import struct
 import time
+import tracemalloc
 
 import dpkt
 import pytest
@@ -125,6 +127,39 @@ def test_more_than_a_length_can_say_is_dropped(make: object) -> None:
 
 
 @pytest.mark.case("A21")
+@pytest.mark.parametrize("size", [1480, 8, 65_528 - 8 * 100])
+def test_many_pieces_that_add_up_to_70000_are_dropped_and_hold_nothing(size: int) -> None:
+    """However they come: the one that reaches too far spoils the whole, and the bytes are free at once."""
+    into, results = Reassembler(), []
+    for start in range(0, 65_536, size):
+        results.append(into.take(fragment4(start, bytes(size), True), 0.0))
+    assert [drop for drop in drops(results) if drop != "bad_fragment"] == ["fragment_overflow"]
+    assert whole(results) is None
+    assert into._bytes <= 1024
+    assert into.take(fragment4(0, bytes(64), False, ident=8), 0.0).packet is not None
+
+
+@pytest.mark.case("A21")
+@pytest.mark.parametrize("options", [4, 20, 40])
+def test_header_and_payload_that_wrap_a_16_bit_length_are_dropped(options: int) -> None:
+    """65,515 bytes are right behind 20 bytes of header, fewer behind more; never does a length come out short."""
+    first = fragment4(0, bytes(1480), True)
+    head = bytes((0x40 | 5 + options // 4,)) + first[1:2] + struct.pack("!H", 1500 + options) + first[4:20]
+    first = head + b"\x01" * options + first[20:]
+    pieces = fragments4(bytes(65_515), 1480)
+    assert drops(feed([first, *pieces[1:]])) == ["fragment_overflow"]
+    assert whole(feed([first, *fragments4(bytes(65_515 - options), 1480)[1:]])) is not None
+
+
+@pytest.mark.case("A21", "A27")
+def test_ipv6_options_and_payload_that_wrap_a_16_bit_length_are_dropped() -> None:
+    options = bytes((17, 0, 1, 4, 0, 0, 0, 0))
+    pieces = fragments6(bytes(65_535 - 7), 1440, before=options)
+    assert drops(feed(pieces)) == ["fragment_overflow"]
+    assert whole(feed(fragments6(bytes(65_535 - 8), 1440, before=options))) is not None
+
+
+@pytest.mark.case("A21")
 def test_largest_datagram_of_ipv4() -> None:
     payload = random.Random(1).randbytes(65515)
     packet = whole(feed(fragments4(payload, 1480)))
@@ -220,6 +255,48 @@ def test_flood_of_bytes_is_bounded() -> None:
         for start in range(0, 60000, 1480):
             into.take(fragment4(start, bytes(1480), True, ident=ident), 0.0)
     assert into._bytes <= fragments.MAX_BYTES
+
+
+@pytest.mark.case("A24")
+@pytest.mark.parametrize("size", [8, 64, 1480])
+def test_flood_is_bounded_in_real_memory(size: int) -> None:
+    """What the books say is what the interpreter holds, small pieces included."""
+    into = Reassembler()
+    tracemalloc.start()
+    try:
+        for ident in range(260):
+            for start in range(0, min(size * 130, 65_000), size):
+                into.take(fragment4(start, bytes(size), True, ident=ident), 0.0)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert into._bytes <= fragments.MAX_BYTES
+    assert len(into) <= fragments.MAX_DATAGRAMS
+    assert held < 1.5 * fragments.MAX_BYTES
+
+
+@pytest.mark.case("A24")
+def test_flood_costs_the_same_for_each_piece() -> None:
+    into, costs = Reassembler(), []
+    for tenth in range(8):
+        pieces = [fragment4(0, bytes(64), True, ident=i) for i in range(tenth * 8192, (tenth + 1) * 8192)]
+        begin = time.process_time()
+        for piece in pieces:
+            into.take(piece, 0.0)
+        costs.append(time.process_time() - begin)
+    assert min(costs[4:]) < 3 * min(costs[:4]) + 0.02, costs
+
+
+@pytest.mark.case("A24")
+def test_eviction_takes_the_oldest_and_expiry_frees_all() -> None:
+    into = Reassembler()
+    pieces = [fragments4(PAYLOAD, 1024, ident=i) for i in range(fragments.MAX_DATAGRAMS + 1)]
+    for first, _ in pieces:
+        into.take(first, 0.0)
+    assert into.take(pieces[0][1], 1.0).packet is None  # the oldest had to go, and its other half begins anew
+    assert whole(feed([pieces[-1][1]], 1.0, into)) is not None
+    into.expire(31.0)
+    assert (len(into), into._bytes) == (0, 0)
 
 
 @pytest.mark.case("A24")
