@@ -85,6 +85,8 @@ def _answer_solicitation(source: bytes, to: bytes, body: bytes, link: Addresses)
         return IGNORED if probe else BAD_ND
     if target != link.gateway6:
         return IGNORED
+    if source != link.child6 and (source[0] != 0xFE or source[1] & 0xC0 != 0x80):
+        return BAD_ND  # an answer would go to somebody else's address
     return Answer(packet=_advertisement(source, link))
 
 

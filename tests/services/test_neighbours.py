@@ -79,6 +79,15 @@ def test_solicitation_for_the_gateway() -> None:
     assert plain_checksum(ip.src + ip.dst + struct.pack("!II", len(body), 58) + body) == 0
 
 
+@pytest.mark.case("A18")
+def test_solicitation_from_a_link_local_address() -> None:
+    """What a kernel uses where it has no other yet; the answer goes back to it, on this link."""
+    source = bytes.fromhex("fe80" + "00" * 13 + "02")
+    packet = answer_nd(solicitation(source=source), LINK).packet
+    assert packet is not None
+    assert packet[24:40] == source
+
+
 BAD_SOLICITATIONS = {
     "hop limit": solicitation(hop=254),
     "code": solicitation(code=1),
@@ -89,6 +98,10 @@ BAD_SOLICITATIONS = {
     "link address of 254 bytes": solicitation(options=b"\1\x20" + bytes(254)),
     "link address without a source": solicitation(source=bytes(16)),
     "no source, not to the solicited node": solicitation(source=bytes(16), options=b"", to=LINK.gateway6),
+    "somebody else's address": solicitation(source=bytes.fromhex("20010db8" + "00" * 11 + "07")),
+    "the gateway's own address": solicitation(source=LINK.gateway6),
+    "a group's address": solicitation(source=SNM),
+    "IPv4-mapped": solicitation(source=bytes(10) + b"\xff\xff" + LINK.child4),
     "short target": solicitation(target=bytes(8), options=b""),
     "bad checksum": solicitation()[:-1] + b"\0",
     "cut": solicitation()[:45],
@@ -100,7 +113,7 @@ BAD_SOLICITATIONS = {
 
 
 @pytest.mark.parametrize("what", BAD_SOLICITATIONS)
-@pytest.mark.case("A28", "C17")
+@pytest.mark.case("A18", "A28", "C17")
 def test_nd_that_is_malformed(what: str) -> None:
     assert answer_nd(BAD_SOLICITATIONS[what], LINK) == BAD_ND
 
