@@ -5,13 +5,11 @@ The long versions are in `tests/soak`; the numbers here are small and the rules 
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import product
-from typing import Any
 
 import pytest
 
@@ -19,7 +17,6 @@ from tests.lab.engine import Engine, engine_of
 from tests.lab.hosts import FAMILIES, Host
 from tests.lab.lab import Lab
 from tests.lab.lossy import childflow_leg
-from tests.lab.processes import Result
 from tests.lab.serve import ACTOR
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -44,7 +41,7 @@ def unread_flows(lab: Lab, engine: Engine, flows: int, size: int, idle: float) -
         waiting = bytes_waiting(lab.laptop, ACTOR)
         time.sleep(idle / 6)
         busy = engine.cpu_seconds() - busy
-        told = last_line(reader.wait(240))
+        told = reader.wait(240).last_json()
     print(
         f"{flows} flows unread: {grown} KiB more, {waiting} bytes left in host sockets, read in {told['seconds']:.2f} s"
     )
@@ -78,7 +75,7 @@ def test_a_lost_window_update_is_found_by_probes(lab: Lab) -> None:
         assert 4 <= probes <= 24, f"{probes} probes for two flows in 6 s: none, or no back-off"
         assert all(reader.process.poll() is None for reader in readers)
         engine.sandbox.nft("delete table inet loss\n")
-        assert [last_line(reader.wait(20))["right"] for reader in readers] == [1, 1]
+        assert [reader.wait(20).last_json()["right"] for reader in readers] == [1, 1]
 
 
 LOSE_ACKS = """
@@ -93,10 +90,6 @@ table inet loss {
   }
 }
 """
-
-
-def last_line(result: Result) -> Any:
-    return json.loads(result.ok().stdout.splitlines()[-1])
 
 
 @pytest.mark.case("B16")

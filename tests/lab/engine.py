@@ -11,7 +11,7 @@ one on the plain wire. At the end of the block it is checked that
     I1  the engine is alive, and has told of no error
     I2  the canary waited less than 100 ms; on a machine so busy that the plain wire's canary waited, less than thrice
         its wait
-    I3  its descriptors are back to what they were, two more or fewer
+    I3  its descriptors are back to what they were, two more at the most
 
 Invariants: what is changed in the sandbox ends with it. Programs inside are the caller's, but see the caller's files as
 they are outside (its /etc/resolv.conf among them).
@@ -69,10 +69,14 @@ class Engine:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def is_at_rest(self) -> None:
+        """The state to which its descriptors must come back: as they are now."""
+        self._baseline = self.descriptors()
+
     def settles(self, limit: float = LINGER_S) -> None:
         """I3: no descriptor more than at the beginning, soon."""
         end = time.monotonic() + limit
-        while abs(self.descriptors() - self._baseline) > 2:
+        while self.descriptors() > self._baseline + 2:
             assert time.monotonic() < end, f"{self.descriptors()} descriptors, {self._baseline} at the beginning"
             time.sleep(0.05)
 
@@ -93,7 +97,7 @@ def engine_of(lab: Lab, caller: Caller, flags: Sequence[str] = (), canary: bool 
         engine = Engine(running, inside, Host("sandbox", Place(net)))
         if canary:
             stack.enter_context(_canaries(lab, caller, inside))
-        engine._baseline = engine.descriptors()
+        engine.is_at_rest()
         yield engine
         engine.settles()
         stack.close()

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from . import namespaces as ns
-from .engine import sleeping
+from .engine import Engine, sleeping
 from .hosts import Host, prepared, wire
 from .lab import Caller
 from .processes import Place, Running
@@ -85,6 +85,13 @@ def childflow_leg(caller: Caller, flags: tuple[str, ...] = (), mtu: int = 1500) 
     with sleeping(caller, ("--mtu", str(mtu), *flags)) as (running, net):
         with _leg(caller, Host("outer", Place(net)), "tap0", mtu, running) as leg:
             yield leg
+
+
+@contextmanager
+def leg_before(engine: Engine, mtu: int = 1500) -> Iterator[Leg]:
+    """The leg in front of an engine under watch."""
+    with _leg(engine.inside, engine.sandbox, "tap0", mtu, engine.running) as leg:
+        yield leg
 
 
 @contextmanager

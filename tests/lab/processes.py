@@ -66,6 +66,10 @@ class Result:
         """What the program printed, one JSON value; the program must have succeeded."""
         return json.loads(self.ok().stdout)
 
+    def last_json(self) -> Any:
+        """The same of the last line, for a program that says more."""
+        return json.loads(self.ok().stdout.splitlines()[-1])
+
     def events_of(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == name]
 

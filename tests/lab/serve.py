@@ -1,4 +1,4 @@
-"""The server host's programs, all in one process: `python -m tests.lab.serve FOLDER`, started by the lab.
+"""The server host's programs, all in one process: `python -m tests.lab.serve FOLDER [MORE]`, started by the lab.
 
     7 tcp, udp   echo: what comes goes back, until end of file; a datagram at a time
     25 tcp       a banner at once, then echo
@@ -7,8 +7,9 @@
     1007 tcp     echo a millisecond later, as from a server that is not on this machine
     7000 tcp     the actor: the first line of a connection says what the server shall do with it, see `_ACTS`
 
-All of them on IPv4 and IPv6. "ready" on the standard output when every socket listens. Each accepted connection and
-each DNS query is a line of JSON in FOLDER/witness.jsonl: what really arrived, where.
+All of them on IPv4 and IPv6, and on ports higher by MORE if given. "ready" on the standard output when every socket
+listens. Each accepted connection and each DNS query is a line of JSON in FOLDER/witness.jsonl: what really arrived,
+where.
 
 Not here:   the lab's own names for these ports (`lab.py`), firewalls and unreachable hosts (`hosts.py`).
 """
@@ -40,17 +41,17 @@ _witness_lock = threading.Lock()
 
 
 def main() -> None:
-    folder = sys.argv[1]
+    folder, more = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
     witness = open(f"{folder}/witness.jsonl", "a", buffering=1)  # noqa: SIM115  (open until the process ends)
     services = [
-        _tcp(ECHO, _echo, witness),
-        _tcp(BANNER, _banner, witness),
-        _tcp(FAR_ECHO, _far_echo, witness),
-        _tcp(ACTOR, _act, witness),
-        _tcp(DNS, _dns_stream, witness),
-        _udp(ECHO, lambda data, _: data),
-        _udp(DNS, partial(_dns_datagram, witness), _odd_name),
-        _http(folder, witness),
+        _tcp(ECHO + more, _echo, witness),
+        _tcp(BANNER + more, _banner, witness),
+        _tcp(FAR_ECHO + more, _far_echo, witness),
+        _tcp(ACTOR + more, _act, witness),
+        _tcp(DNS + more, _dns_stream, witness),
+        _udp(ECHO + more, lambda data, _: data),
+        _udp(DNS + more, partial(_dns_datagram, witness), _odd_name),
+        _http(HTTP + more, folder, witness),
     ]
     for service in services:
         threading.Thread(target=service, daemon=True).start()
@@ -334,7 +335,7 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         socketserver.TCPServer.server_bind(self)  # HTTPServer's own would ask DNS for this host's name
 
 
-def _http(folder: str, witness: Any) -> Callable[[], None]:
+def _http(port: int, folder: str, witness: Any) -> Callable[[], None]:
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -396,7 +397,7 @@ def _http(folder: str, witness: Any) -> Callable[[], None]:
         def log_message(self, *_: Any) -> None:
             """Quiet: the witness has it."""
 
-    return _Server(("::", HTTP), Handler).serve_forever
+    return _Server(("::", port), Handler).serve_forever
 
 
 if __name__ == "__main__":
