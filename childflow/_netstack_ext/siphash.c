@@ -8,7 +8,7 @@
 
 static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
 
-static void sip_round(uint64_t v[4])
+static inline void sip_round(uint64_t v[4])
 {
 	v[0] += v[1]; v[1] = rotate(v[1], 13); v[1] ^= v[0]; v[0] = rotate(v[0], 32);
 	v[2] += v[3]; v[3] = rotate(v[3], 16); v[3] ^= v[2];
@@ -49,5 +49,5 @@ uint64_t flow_hash(const uint8_t key[16], uint8_t protocol, int address_len, uin
 
 	words[0] = (uint64_t)protocol << 40 | (uint64_t)address_len << 32 | (uint64_t)child_port << 16 | remote_port;
 	memcpy(words + 1, remote, (size_t)address_len);
-	return siphash(key, words, 3);
+	return siphash(key, words, address_len == 4 ? 2 : 3);
 }

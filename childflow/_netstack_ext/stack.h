@@ -83,6 +83,7 @@ struct udp_peer {
 
 struct flow {
 	uint32_t index, generation, hash_next, next[FLOW_LISTS];
+	uint32_t bucket;               /* of the hash */
 	uint32_t queue_prev, queue_next;
 	uint8_t queue;                 /* enum flow_queue */
 	uint8_t on_list;               /* bit per enum flow_list */

@@ -96,16 +96,22 @@ class Stack:
     def events(self) -> list[Event]:
         """All waiting events; a flow's own come in their order."""
         out: list[Event] = []
-        while True:
-            count = lib.cf_events(self._st, self._events, EVENT_BATCH)
-            for i in range(count):
-                try:
-                    out.append(_event(self._events[i]))
-                except MemoryError:
-                    self._lose(self._events[i])
-            if count < EVENT_BATCH - 2:  # C keeps room for the three events that one flow may have
-                self.has_events = False
-                return out
+        self.has_events = True
+        while self.has_events:
+            out += self.some_events(EVENT_BATCH)
+        return out
+
+    def some_events(self, most: int) -> list[Event]:
+        """Waiting events, at most `most` (3 to EVENT_BATCH); `has_events` is false when there were none."""
+        out: list[Event] = []
+        count = lib.cf_events(self._st, self._events, most)
+        for i in range(count):
+            try:
+                out.append(_event(self._events[i]))
+            except MemoryError:
+                self._lose(self._events[i])
+        self.has_events = count > 0
+        return out
 
     def _lose(self, event: Any) -> None:
         """There is no memory for this event. Nobody will judge a flow that it asks about, so the child hears no."""

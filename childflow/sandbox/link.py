@@ -25,6 +25,9 @@ MTU_MAX = 65521  # the most that a TAP with a virtio header takes (measured)
 MTU_MIN = 68  # RFC 791
 MTU_MIN_IPV6 = 1280  # RFC 8200
 
+# Frames that may wait for the engine. A flood fills the kernel's 500 or 1,000 while the engine has lost its core for a
+# scheduler's slice, and then frames of others are lost. What waits is bounded by the command's own sockets.
+QUEUE_FRAMES = 8192
 _TUNSETOFFLOAD = 0x400454D0
 _TUNSETVNETHDRSZ = 0x400454D8
 _VNET_HEADER_BYTES = 10
@@ -34,7 +37,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_GETROUTE, _RTM_NEWNEIGH = 16, 18, 20, 24, 26, 28
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_CREATE = 1, 4, 0x300, 0x400
 _IFF_UP = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_AF_SPEC = 1, 3, 4, 26
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_AF_SPEC = 1, 3, 4, 13, 26
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTAX_MTU = 1, 4, 5, 8, 2
@@ -235,6 +238,7 @@ def configure(plan: LinkPlan, addresses: Addresses) -> None:
 
 def _tap_shape(index: int, mtu: int, mac: bytes, ipv6: bool) -> bytes:
     shape = _attribute(_IFLA_MTU, struct.pack("=I", mtu)) + _attribute(_IFLA_ADDRESS, mac)
+    shape += _attribute(_IFLA_TXQLEN, struct.pack("=I", QUEUE_FRAMES))
     if ipv6:
         mode = _attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes((_ADDR_GEN_NONE,)))
         shape += _attribute(_IFLA_AF_SPEC, _attribute(socket.AF_INET6, mode))

@@ -91,23 +91,27 @@ class Engine:
 
 
 @contextmanager
-def engine_of(lab: Lab, caller: Caller, flags: Sequence[str] = (), canary: bool = True) -> Iterator[Engine]:
-    with sleeping(caller, flags) as (running, net), ExitStack() as stack:
+def engine_of(
+    lab: Lab, caller: Caller, flags: Sequence[str] = (), canary: bool = True, log: bool = True, settle: bool = True
+) -> Iterator[Engine]:
+    """`settle` False: descriptors may stay, since what the test opens is idle for long before it is closed."""
+    with sleeping(caller, flags, log) as (running, net), ExitStack() as stack:
         inside = replace(caller, place=Place(net, caller.place.mounts))
         engine = Engine(running, inside, Host("sandbox", Place(net)))
         if canary:
             stack.enter_context(_canaries(lab, caller, inside))
         engine.is_at_rest()
         yield engine
-        engine.settles()
+        if settle:
+            engine.settles()
         stack.close()
         engine._end()
 
 
 @contextmanager
-def sleeping(caller: Caller, flags: Sequence[str] = ()) -> Iterator[tuple[Running, int]]:
+def sleeping(caller: Caller, flags: Sequence[str] = (), log: bool = True) -> Iterator[tuple[Running, int]]:
     """A childflow whose command sleeps, and a descriptor of that command's network namespace."""
-    with caller.start("sh", "-c", "echo under way; exec sleep 3600", flags=flags) as running:
+    with caller.start("sh", "-c", "echo under way; exec sleep 3600", flags=flags, log=log) as running:
         running.says("under way")
         net = network_of_command(running.pid)
         try:
