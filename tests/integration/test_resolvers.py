@@ -15,7 +15,8 @@ from tests.lab.enter import PROJECT
 from tests.lab.hosts import FAMILIES, SYSTEM_PATH
 from tests.lab.internet import Internet
 from tests.lab.lab import Caller, Lab
-from tests.lab.processes import Running, environment, own_directory, start
+from tests.lab.processes import environment, own_directory, start
+from tests.lab.steps import Steps
 
 GATEWAY = {4: "192.0.0.1", 6: "fd63:6869:6c64::1"}
 FIRST, SECOND, THIRD = "10.53.0.1", "10.53.0.2", "10.53.0.3"
@@ -114,17 +115,16 @@ def test_a_resolver_that_comes_and_goes(internet: Internet, caller: Caller) -> N
     """Nothing is remembered of the time in which it was dead."""
     internet.resolvers.use([FIRST])
     ask = "dig +tries=1 +time=6 +short a.lab.test"
-    script = f"{ask}; echo first; read go; {ask}; echo second; read go; {ask}; echo third"
-    with interactive(caller, script) as (running, go):
-        running.says("198.51.100.1\nfirst")
+    with Steps(caller, f"{ask}; echo first; step; {ask}; echo second; step; {ask}; echo third") as steps:
+        steps.says("198.51.100.1\nfirst")
         internet.treat(f"ip daddr {FIRST}", "drop")
-        go()
-        running.says("second", 6)
-        assert running.so_far()[0].count("198.51.100.1") == 1
+        steps.go()
+        steps.says("second", 6)
+        assert steps.running.so_far()[0].count("198.51.100.1") == 1
         internet.restore()
         internet.resolvers.use([FIRST])
-        go()
-        running.says("198.51.100.1\nthird", 1.5)
+        steps.go()
+        steps.says("198.51.100.1\nthird", 1.5)
 
 
 @pytest.mark.case("E10", "C27")
@@ -132,33 +132,13 @@ def test_resolv_conf_may_change_under_way(internet: Internet, caller: Caller) ->
     internet.resolvers.use([FIRST])
     internet.treat(f"ip daddr {FIRST}", "drop")
     ask = "dig +tries=1 +time=6 +short a.lab.test"
-    with interactive(caller, f"{ask}; echo first; read go; {ask}; echo second") as (running, go):
-        running.says("first", 6)
+    with Steps(caller, f"{ask}; echo first; step; {ask}; echo second") as steps:
+        steps.says("first", 6)
         internet.resolvers.use([SECOND])
         time.sleep(1)  # as often as the file is looked at
-        go()
-        running.says("198.51.100.1\nsecond", 1.5)
+        steps.go()
+        steps.says("198.51.100.1\nsecond", 1.5)
     assert ("udp", SECOND, 53) in internet.arrived()
-
-
-class interactive:
-    """A shell script under childflow and the way to answer its `read`."""
-
-    def __init__(self, caller: Caller, script: str) -> None:
-        self._gate = caller.folder("gate")
-        self._turn = 0
-        wait = f"while [ ! -e {self._gate}/$n ]; do sleep 0.02; done; n=$((n+1))"
-        self._running = caller.start("/bin/sh", "-c", f"n=0; {script.replace('read go', wait)}")
-
-    def __enter__(self) -> tuple[Running, object]:
-        return self._running, self._go
-
-    def __exit__(self, *_: object) -> None:
-        self._running.kill()
-
-    def _go(self) -> None:
-        (self._gate / str(self._turn)).touch()
-        self._turn += 1
 
 
 # --- C23: what comes back untouched

@@ -121,6 +121,15 @@ class Running:
                 raise AssertionError(f"no {word!r} from {self.argv}: {self.so_far()}")
             time.sleep(0.01)
 
+    def lines(self, number: int, limit: float = 20.0) -> list[str]:
+        """The first `number` lines of standard output; waits until they are there."""
+        end = time.monotonic() + limit
+        while (found := _text(self._out)).count("\n") < number:
+            if time.monotonic() > end or self.process.poll() is not None:
+                raise AssertionError(f"no {number} lines from {self.argv}: {self.so_far()}")
+            time.sleep(0.01)
+        return found.splitlines()[:number]
+
     def _ends_within(self, timeout: float) -> bool:
         """Wait on a pidfd: `Popen.wait` with a time limit looks every 50 ms only."""
         if self.process.poll() is not None:

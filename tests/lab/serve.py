@@ -266,6 +266,8 @@ _ZONE: dict[tuple[str, str], list[Any]] = {
     ("aaaa.lab.test", "AAAA"): [AAAA("2001:db8:64::1")],
     ("both.lab.test", "A"): [A("198.51.100.1")],
     ("both.lab.test", "AAAA"): [AAAA("2001:db8:64::1")],
+    ("both-far.lab.test", "A"): [A("198.51.100.1")],
+    ("both-far.lab.test", "AAAA"): [AAAA("2001:db8:20::1")],
     ("txt.lab.test", "TXT"): [TXT(["hello from", "the lab"])],
     ("big.lab.test", "TXT"): [TXT(text) for text in _LONG_TEXT],
     ("wide.lab.test", "TXT"): [TXT(text) for text in _LONG_TEXT[:16]],  # 3 KB: whole for a client that takes 4,096
