@@ -105,6 +105,8 @@ def _shortage(error: Exception) -> str | None:
         return "no process can be started; raise the limit (`ulimit -u`), or end some"
     if error.errno == errno.ENOMEM:
         return _NO_MEMORY
+    if error.errno == errno.ENOSPC and error.filename is None:
+        return "no more descriptors can be watched; raise the limit (`sysctl fs.epoll.max_user_watches`)"
     return None
 
 

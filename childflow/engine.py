@@ -104,13 +104,17 @@ class Engine:
         self._loop.remove_reader(self._stack.fd)
         if self._again:
             self._again.cancel()
-        try:
-            self._drain()
-        except Exception as error:
-            self._loop.call_exception_handler({"message": "the engine stumbled at the end", "exception": error})
+        for step in (self._drain, self._end_flows, self._switchboard.close, self._close_stack):
+            try:
+                step()
+            except Exception as error:  # the command's status is not lost by it
+                self._loop.call_exception_handler({"message": "the engine stumbled at its end", "exception": error})
+
+    def _end_flows(self) -> None:
         self._stack.close_all()
         self._switchboard.handle(self._stack.events())
-        self._switchboard.close()
+
+    def _close_stack(self) -> None:
         self._counters = self._stack.counters()
         self._stack.close()
 

@@ -201,7 +201,8 @@ class _Life:
         if told in self._bugs or len(self._bugs) == BUGS_TOLD:
             return
         self._bugs.add(told)
-        say(f"internal error, please report it: {told}")
+        short = isinstance(error, MemoryError)
+        say(f"not enough memory: {told}" if short else f"internal error, please report it: {told}")
         if self._settings.verbose and error is not None:
             sys.excepthook(type(error), error, error.__traceback__)
 

@@ -51,9 +51,11 @@ class Session:
         sock, self._sock = self._sock, None
         try:
             self.reader, self.writer = await asyncio.open_unix_connection(sock=sock)
-        except OSError:
+        except BaseException as error:
             sock.close()  # the child's connection ends with it
-            return False
+            if isinstance(error, OSError):
+                return False
+            raise
         self._opened = True
         if self._over:
             self.writer.transport.abort()
@@ -168,6 +170,9 @@ class TcpForwarder:
             answer = await self._answer(message)
             if answer is not None:
                 await session.write(answer)
+        except Exception as error:
+            session.end()  # the child hears that nothing will come, and may ask again
+            self._loop.call_exception_handler({"message": "childflow: a DNS query failed", "exception": error})
         finally:
             session.slots.release()
 
