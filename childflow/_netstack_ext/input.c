@@ -33,6 +33,13 @@ static bool is_group_address(const struct cf_stack *st, const struct ip_view *ip
 	return memcmp(ip->dst, st->cfg.child4, 3) == 0 && ip->dst[3] == (st->cfg.child4[3] | 7); /* of the /29 */
 }
 
+/* To a group, or to one by a frame to a group: no error may come of either (RFC 1122, 3.2.2 and 3.3.6). */
+static bool is_for_a_group(const struct cf_stack *st, const struct ip_view *ip, const struct vnet_view *vnet,
+			   const uint8_t *ethernet)
+{
+	return is_group_address(st, ip) || (vnet != &reassembled && (ethernet[0] & 1));
+}
+
 /* The child's own address, and not sent to itself (LAND): its kernel keeps such packets on lo. */
 static bool source_is_right(const struct cf_stack *st, const struct ip_view *ip)
 {
@@ -74,7 +81,7 @@ static void unknown_protocol(struct cf_stack *st, const struct ip_view *ip)
 	struct icmp_error e = {.type = 3, .code = 2};
 
 	if (ip->address_len == 16)
-		e = (struct icmp_error){.type = ICMPV6_PARAMETER, .code = 1, .extra = 6}; /* the next header field */
+		e = (struct icmp_error){.type = ICMPV6_PARAMETER, .code = 1, .extra = ip->protocol_at};
 	drop(st, CF_DROP_UNKNOWN_PROTOCOL);
 	icmp_send(st, ip->address_len, e, ip->packet, ip->packet_len);
 }
@@ -138,7 +145,7 @@ static void input_packet(struct cf_stack *st, const struct ip_view *ip, const st
 {
 	if (is_neighbour_discovery(ip)) {
 		to_slow_path(st, CF_SLOW_ND, ip->packet, ip->packet_len);
-	} else if (is_group_address(st, ip)) {
+	} else if (is_for_a_group(st, ip, vnet, ethernet)) {
 		drop(st, CF_DROP_MULTICAST);
 	} else if (!source_is_right(st, ip)) {
 		drop(st, CF_DROP_SPOOFED_SOURCE);

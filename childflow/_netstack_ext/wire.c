@@ -86,7 +86,7 @@ bool ipv4_view(struct ip_view *v, const uint8_t *bytes, uint32_t len, int *why)
 		return false;
 	*v = (struct ip_view){
 		.packet = bytes, .packet_len = total, .src = bytes + 12, .dst = bytes + 16, .address_len = 4,
-		.protocol = bytes[9], .hop_limit = bytes[8], .tos = bytes[1],
+		.protocol = bytes[9], .protocol_at = 9, .hop_limit = bytes[8], .tos = bytes[1],
 		.fragment = (be16(bytes + 6) & IPV4_FRAGMENT_MASK) != 0, .dont_fragment = (bytes[6] & IPV4_DONT_FRAGMENT) != 0,
 		.payload = bytes + header_len, .payload_len = total - header_len,
 	};
@@ -128,6 +128,7 @@ static bool ipv6_skip_options(struct ip_view *v, int *why)
 	if (!ipv6_options_ok(v->payload + 2, v->payload + len, why))
 		return false;
 	v->protocol = v->payload[0];
+	v->protocol_at = (uint32_t)(v->payload - v->packet);
 	v->payload += len;
 	v->payload_len -= len;
 	return true;
@@ -168,7 +169,7 @@ bool ipv6_view(struct ip_view *v, const uint8_t *bytes, uint32_t len, int *why)
 		return refuse(why, CF_DROP_BAD_IP_HEADER);
 	*v = (struct ip_view){
 		.packet = bytes, .packet_len = IPV6_HEADER_LEN + payload_len, .src = bytes + 8, .dst = bytes + 24,
-		.address_len = 16, .protocol = bytes[6], .hop_limit = bytes[7], .tos = (uint8_t)(be16(bytes) >> 4),
+		.address_len = 16, .protocol = bytes[6], .protocol_at = 6, .hop_limit = bytes[7], .tos = (uint8_t)(be16(bytes) >> 4),
 		.dont_fragment = true,
 		.payload = bytes + IPV6_HEADER_LEN, .payload_len = payload_len,
 	};

@@ -66,6 +66,7 @@ struct ip_view {
 	const uint8_t *src, *dst;      /* address_len bytes each */
 	uint8_t address_len;           /* 4 or 16 */
 	uint8_t protocol;              /* of the payload, behind any extension headers */
+	uint32_t protocol_at;          /* where in the packet that number stands */
 	uint8_t hop_limit, tos;        /* tos: IPv6 calls it the traffic class */
 	bool fragment, dont_fragment;  /* dont_fragment: it is to leave in one piece; in IPv6 all do that the child did not cut */
 	const uint8_t *payload;

@@ -197,6 +197,10 @@ def a09() -> list[Case]:
     for protocol in (1, 4, 41, 47, 50, 51, 59, 132, 255):
         answer = Answer(4, 1, 6)
         cases.append(Case(f"IPv6 next header {protocol}", frame(ipv6(SYN6, protocol)), "unknown_protocol", answer))
+    for chain, at in (([60], 40), ([0, 60], 48)):
+        headers = b"".join(bytes((kind, 0)) + PAD for kind in (*chain[1:], 99))
+        answer = Answer(4, 1, at)  # the number that is not known, behind its headers
+        cases.append(Case(f"IPv6 next header at {at}", frame(ipv6(headers, chain[0])), "unknown_protocol", answer))
     return cases
 
 
@@ -354,9 +358,14 @@ def c20() -> list[Case]:
             cases.append(Case(f"{name} port {port}", frame(ipv4(datagram, 17, dst=dst), to=mac), "multicast"))
         cases.append(Case(f"{name} echo", frame(ipv4(wire.icmp(8, 0, bytes(8)), 1, dst=dst), to=mac), "multicast"))
         cases.append(Case(f"{name} TCP", frame(ipv4(syn4(), 6, dst=dst), to=mac), "multicast"))
+    for name, mac in {"broadcast": b"\xff" * 6, "group": bytes.fromhex("01005e0000fb")}.items():
+        for what, packet in {"SYN": SYN4, "unknown": ipv4(SYN4, 47), "hop limit": ipv4(syn4(), 6, hop_limit=1)}.items():
+            cases.append(Case(f"{what} to one in a {name} frame", frame(packet, to=mac), "multicast"))
     report = struct.pack("!BBHHH", 0x22, 0, 0, 0, 0)
     report = report[:2] + struct.pack("!H", wire.plain_checksum(report)) + report[4:]
     igmp = ipv4(report, 2, dst=bytes((224, 0, 0, 22)), hop_limit=1, options=b"\x94\x04\0\0")
+    everybody6 = bytes.fromhex("333300000001")
+    cases.append(Case("IPv6 SYN to one in a group frame", frame(SYN6, to=everybody6), "multicast"))
     cases.append(Case("IGMPv3 report", frame(igmp, to=bytes.fromhex("01005e000016")), "multicast"))
     discover = wire.udp(bytes(4), b"\xff" * 4, 68, 67, bytes(240))
     cases.append(Case("DHCP", frame(ipv4(discover, 17, src=bytes(4), dst=b"\xff" * 4), to=b"\xff" * 6), "multicast"))
