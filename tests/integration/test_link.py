@@ -116,8 +116,8 @@ def advertisements(engine: Engine) -> int:
 
 @pytest.mark.case("C19")
 def test_arp_answers_for_the_gateway_only(lab: Lab) -> None:
-    """With the permanent entries gone the sandbox's kernel has to ask. Nobody else lives on the link. (No canary: it would
-    have to ask, too.)"""
+    """With the permanent entries gone the sandbox's kernel has to ask. Nobody else lives on the link. (No canary: it
+    would have to ask, too.)"""
     with engine_of(lab, lab.caller("ordinary"), canary=False) as engine:
         for flag in ("-4", "-6"):
             engine.sandbox.run("ip", flag, "neigh", "flush", "dev", "tap0", "nud", "permanent")
