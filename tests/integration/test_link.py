@@ -3,6 +3,7 @@ not advertise."""
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import struct
@@ -14,6 +15,7 @@ from childflow.settings import ADDRESSES
 from tests.lab.engine import Engine, engine_of
 from tests.lab.inject import inject
 from tests.lab.lab import Caller, Lab
+from tests.lab.namespaces import new_network
 from tests.lab.processes import Result
 from tests.lab.serve import ACTOR, ECHO
 from tests.netstack import wire
@@ -61,6 +63,36 @@ def test_link_that_goes_down_and_up_loses_no_text(lab: Lab, caller: Caller) -> N
             many = engine.inside.direct(*lab.client("many", lab.server_ip(family), ECHO, "one-by-one", 5))
             assert many.json()["right"] == 5
     assert drops(engine.result)["tap_full"] > 0
+
+
+@pytest.mark.parametrize("fate", ["deleted", "moved"])
+def test_link_that_is_taken_away_is_the_end_of_the_network_and_nothing_spins(lab: Lab, fate: str) -> None:
+    """M3: a deleted TAP's descriptor says POLLERR for ever. The command lives on, without a network."""
+    caller = lab.caller("ordinary")
+    with engine_of(lab, caller, canary=False) as engine:
+        assert engine.inside.direct(*lab.client("many", lab.server_ip(4), ECHO, "one-by-one", 1)).json()["right"] == 1
+        if fate == "deleted":
+            engine.sandbox.ip("link del tap0")
+        else:
+            elsewhere = new_network()
+            engine.sandbox.run("ip", "link", "set", "tap0", "netns", f"/proc/{os.getpid()}/fd/{elsewhere}")
+            os.close(elsewhere)
+        spent = engine.cpu_seconds()
+        time.sleep(0.5)
+        assert engine.cpu_seconds() - spent < 0.1, "the engine spins"
+        outcome = engine.inside.direct(*lab.client("connect", lab.server_ip(4), ECHO)).json()[str(ECHO)]
+        assert outcome["error"] == "ENETUNREACH"
+
+
+@pytest.mark.parametrize("change", ["set tap0 name other0", "set tap0 mtu 1280", "set tap0 promisc on"])
+def test_link_that_is_changed_works_on(lab: Lab, change: str) -> None:
+    with engine_of(lab, lab.caller("ordinary"), flags=["-v"]) as engine:
+        engine.sandbox.ip(f"link {change}")
+        for family in (4, 6):
+            many = engine.inside.direct(*lab.client("many", lab.server_ip(family), ECHO, "one-by-one", 2))
+            assert many.json()["right"] == 2, many.told()
+        transfer = engine.inside.direct(*lab.client("transfer", lab.server_ip(4), ACTOR, 4 << 20))
+        assert all(transfer.json().values())
 
 
 @pytest.mark.case("C20")
