@@ -55,7 +55,14 @@ static uint16_t folded(uint32_t sum) { return (uint16_t)((sum & 0xffff) + (sum >
 
 /* --- up --------------------------------------------------------------------------------------------------- */
 
-static uint8_t up[70000];
+static uint8_t up[70000], up_tos;
+static bool up_dont_fragment;
+
+void child_manner(uint8_t tos, bool dont_fragment)
+{
+	up_tos = tos;
+	up_dont_fragment = dont_fragment;
+}
 
 static uint32_t put_ethernet_and_ip(int address_len, uint8_t protocol, const uint8_t *dst, uint32_t payload_len, uint8_t hops)
 {
@@ -66,7 +73,7 @@ static uint32_t put_ethernet_and_ip(int address_len, uint8_t protocol, const uin
 	memcpy(up + VNET + 6, config_base.child_mac, 6);
 	put16(up + VNET + 12, address_len == 4 ? 0x0800 : 0x86dd);
 	if (address_len == 16) {
-		p[0] = 0x60;
+		put16(p, (uint16_t)(0x6000 | up_tos << 4));
 		put16(p + 4, (uint16_t)payload_len);
 		p[6] = protocol;
 		p[7] = hops;
@@ -75,7 +82,9 @@ static uint32_t put_ethernet_and_ip(int address_len, uint8_t protocol, const uin
 		return VNET + ETHERNET + 40;
 	}
 	p[0] = 0x45;
+	p[1] = up_tos;
 	put16(p + 2, (uint16_t)(20 + payload_len));
+	p[6] = up_dont_fragment ? 0x40 : 0;
 	p[8] = hops;
 	p[9] = protocol;
 	memcpy(p + 12, config_base.child4, 4);

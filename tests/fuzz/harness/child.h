@@ -4,7 +4,7 @@
 
 #include "stack.h"
 
-#define FLOWS_SEEN 512 /* more than any configuration here allows */
+#define FLOWS_SEEN 2048 /* more slots than any configuration here allows */
 
 /* What the harness knows of the flow in one slot of the table. */
 struct seen {
@@ -29,6 +29,8 @@ struct saying {
 };
 
 extern const struct cf_config config_base;
+/* Of every frame that is built from here on: the TOS byte, and with IPv4 DF. */
+void child_manner(uint8_t tos, bool dont_fragment);
 /* Each queues one frame. */
 void child_says(const struct saying *s);
 void child_sends_datagram(int address_len, const uint8_t *remote, uint16_t child_port, uint16_t remote_port, uint32_t len,

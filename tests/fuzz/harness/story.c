@@ -32,7 +32,7 @@ static const int32_t offsets[] = {0, 1, -1, 2, 1460, -1460, 2920, 100, -100, 655
 static const uint64_t times_us[] = {0, 1, 1000, 40000, 199000, 200000, 201000, 1000000, 3000000, 17000000, 60000000, 61000000,
 				    120000000, 300000000, 7200000000ull, 75000000};
 static const int errors[] = {EINTR, EAGAIN, ECONNREFUSED, ENETUNREACH, EHOSTUNREACH, ETIMEDOUT, EACCES, EPERM, EMFILE, ENOBUFS,
-			     ENOMEM, ECONNRESET, EPIPE, EIO, EBADFD, EHOSTDOWN};
+			     ENOMEM, ECONNRESET, EPIPE, EIO, EBADFD, EMSGSIZE};
 /* What may wait on a socket, or be said by connect. */
 static const int socket_errors[] = {ECONNREFUSED, ENETUNREACH, EHOSTUNREACH, ETIMEDOUT, ECONNRESET, EPIPE, EACCES, ENETDOWN};
 static const uint8_t flag_sets[] = {
@@ -173,7 +173,7 @@ static void step_open(struct cf_stack *st, const uint8_t *r)
 	struct flow *f = flow_of(st, &t, PROTO_TCP);
 	uint8_t options[40];
 	struct saying s = {.remote = t.remote, .address_len = t.address_len, .child_port = t.child_port, .remote_port = t.remote_port,
-			   .window = CHOOSE(windows, r[5]), .seq = CHOOSE(isns, r[6]), .flags = TCP_SYN, .hop_limit = 64,
+			   .window = CHOOSE(windows, r[5]), .seq = CHOOSE(isns, r[6]), .flags = TCP_SYN, .hop_limit = r[6] & 0x20 ? 5 : 64,
 			   .options = options, .options_len = put_syn_options(options, r), .text_len = r[6] & 0x40 ? 10 : 0};
 
 	if (f && (r[6] & 0x80)) /* beyond what was used: may take over TIME-WAIT */
@@ -334,7 +334,9 @@ static void step_datagram(struct cf_stack *st, const uint8_t *r)
 	if (dns)
 		memcpy(t.remote, t.address_len == 4 ? config_base.gateway4 : config_base.gateway6, (size_t)t.address_len);
 	begin_frame(st);
+	child_manner(r[6], r[7] & 1);
 	child_sends_datagram(t.address_len, t.remote, t.child_port, dns || (r[2] & 2) ? 53 : 443, CHOOSE(lengths, r[3]), r[4] & 1 ? 64 : r[5]);
+	child_manner(0, false);
 	deliver(st);
 }
 
@@ -415,6 +417,8 @@ static struct world_datagram datagram_from(const struct world_fd *d, const uint8
 	struct world_datagram g = {.remote_port = r[3] & 1 ? 53 : r[3] & 2 ? 9 : 443, .len = CHOOSE(lengths, r[4])};
 
 	memcpy(g.remote, t.remote, 16);
+	g.control_shape = r[2] >> 6 & 1;
+	g.code = r[7];
 	return g;
 }
 
@@ -434,7 +438,7 @@ static void step_host_datagram(struct cf_stack *st, const uint8_t *r)
 
 static void step_host_error(struct cf_stack *st, const uint8_t *r)
 {
-	struct world_fd *d = world_pick(KIND_DATAGRAM, r[1]);
+	struct world_fd *d = world_pick(r[7] & 1 ? KIND_STREAM : KIND_DATAGRAM, r[1]);
 	struct world_datagram g;
 
 	if (!d || d->errors_queued == WORLD_DATAGRAMS)
@@ -694,6 +698,7 @@ static void come_to_a_good_end(struct cf_stack *st)
 		all_speak_well(st);
 		world.now += 300000;
 		story_rest(st, false);
+		tell(st, (const uint8_t[STORY_RECORD]){STEP_HONEST});
 		check_books(st);
 	}
 	check_nothing_stuck(st);

@@ -453,7 +453,7 @@ static void put_extended_error(const struct world_fd *d, const struct world_data
 {
 	bool v4 = (d->address_len == 4) != (g->control_shape == 1);
 	struct { struct sock_extended_err e; struct sockaddr_in6 offender; } body = {
-		.e = {.ee_errno = ECONNREFUSED, .ee_origin = g->origin, .ee_type = g->type, .ee_code = g->code, .ee_info = g->info},
+		.e = {.ee_errno = g->origin == SO_EE_ORIGIN_LOCAL ? EMSGSIZE : ECONNREFUSED, .ee_origin = g->origin, .ee_type = g->type, .ee_code = g->code, .ee_info = g->info},
 	};
 	struct world_fd shape = {.address_len = v4 ? 4 : 16};
 	struct cmsghdr *c = CMSG_FIRSTHDR(m);
@@ -478,7 +478,8 @@ static ssize_t take_error(struct world_fd *d, struct msghdr *m)
 	d->errors_queued--;
 	memmove(d->errors, d->errors + 1, d->errors_queued * sizeof(g));
 	put_extended_error(d, &g, m);
-	m->msg_namelen = put_address(d, m->msg_name, g.remote, g.remote_port);
+	if (m->msg_name)
+		m->msg_namelen = put_address(d, m->msg_name, g.remote, g.remote_port);
 	m->msg_flags = MSG_ERRQUEUE;
 	return (ssize_t)put_text(m->msg_iov, m->msg_iovlen, g.len);
 }
@@ -490,9 +491,9 @@ ssize_t world_recvmsg(int fd, struct msghdr *m, int flags)
 	HOLDS(flags & MSG_DONTWAIT);
 	if (fails_on(CALL_RECVMSG, d))
 		return -1;
-	if (d->kind == KIND_STREAM)
+	if (d->kind == KIND_STREAM && !(flags & MSG_ERRQUEUE))
 		return stream_recv(d, m->msg_iov, m->msg_iovlen);
-	HOLDS(d->kind == KIND_DATAGRAM && (flags & MSG_ERRQUEUE));
+	HOLDS(d->kind == KIND_STREAM || d->kind == KIND_DATAGRAM && (flags & MSG_ERRQUEUE));
 	return take_error(d, m);
 }
 
@@ -502,6 +503,26 @@ ssize_t world_recv(int fd, void *bytes, size_t len, int flags)
 
 	HOLDS(world_at(fd)->kind == KIND_STREAM && (flags & MSG_DONTWAIT));
 	return fails_on(CALL_RECV, world_at(fd)) ? -1 : stream_recv(world_at(fd), &iov, 1);
+}
+
+/* The TOS comes as a byte with IPv4 and as a number with IPv6. */
+static void put_tos(const struct world_fd *d, const struct world_datagram *g, struct msghdr *m)
+{
+	struct cmsghdr *c = CMSG_FIRSTHDR(m);
+	int tos = g->code;
+
+	if (!c || !g->control_shape) {
+		m->msg_controllen = 0;
+		return;
+	}
+	c->cmsg_level = d->address_len == 4 ? IPPROTO_IP : IPPROTO_IPV6;
+	c->cmsg_type = d->address_len == 4 ? IP_TOS : IPV6_TCLASS;
+	c->cmsg_len = d->address_len == 4 ? CMSG_LEN(1) : CMSG_LEN(sizeof(tos));
+	if (d->address_len == 4)
+		*CMSG_DATA(c) = g->code;
+	else
+		memcpy(CMSG_DATA(c), &tos, sizeof(tos));
+	m->msg_controllen = CMSG_SPACE(sizeof(tos));
 }
 
 int world_recvmmsg(int fd, struct mmsghdr *m, unsigned n, int flags, void *timeout)
@@ -522,8 +543,7 @@ int world_recvmmsg(int fd, struct mmsghdr *m, unsigned n, int flags, void *timeo
 
 		h->msg_namelen = put_address(d, h->msg_name, d->queue[i].remote, d->queue[i].remote_port);
 		m[i].msg_len = put_text(h->msg_iov, h->msg_iovlen, d->queue[i].len);
-		if (h->msg_controllen)
-			h->msg_controllen = 0;
+		put_tos(d, &d->queue[i], h);
 	}
 	d->queued -= i;
 	memmove(d->queue, d->queue + i, d->queued * sizeof(d->queue[0]));
