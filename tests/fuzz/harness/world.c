@@ -493,7 +493,7 @@ ssize_t world_recvmsg(int fd, struct msghdr *m, int flags)
 		return -1;
 	if (d->kind == KIND_STREAM && !(flags & MSG_ERRQUEUE))
 		return stream_recv(d, m->msg_iov, m->msg_iovlen);
-	HOLDS(d->kind == KIND_STREAM || d->kind == KIND_DATAGRAM && (flags & MSG_ERRQUEUE));
+	HOLDS(flags & MSG_ERRQUEUE);
 	return take_error(d, m);
 }
 
