@@ -104,8 +104,6 @@ int ring_pieces(struct ring *r, uint32_t offset, uint32_t len, struct iovec out[
 	uint32_t at = (r->head + offset) & (r->capacity - 1);
 	uint32_t first = r->capacity - at < len ? r->capacity - at : len;
 
-	if (len == 0)
-		return 0;
 	out[0] = (struct iovec){r->bytes + at, first};
 	out[1] = (struct iovec){r->bytes, len - first};
 	return first < len ? 2 : 1;
@@ -154,8 +152,8 @@ static void write_uncovered(struct ring *r, struct interval in, const uint8_t *b
 		write_at(r, at, bytes + (at - in.start), in.end - at);
 }
 
-/* Merge @in into the sorted intervals; false when there is no room for one more. */
-static bool interval_add(struct ring *r, struct interval in)
+/* Merge @in into the sorted intervals, where there is room for one more. */
+static void interval_add(struct ring *r, struct interval in)
 {
 	uint32_t first = 0, last;
 
@@ -169,18 +167,13 @@ static bool interval_add(struct ring *r, struct interval in)
 			in.end = r->ahead[last].end;
 		last++;
 	}
-	if (first == last && r->ahead_count == RING_INTERVALS)
-		return false;
 	memmove(r->ahead + first + 1, r->ahead + last, (r->ahead_count - last) * sizeof(in));
 	r->ahead[first] = in;
 	r->ahead_count = r->ahead_count + 1 - (last - first);
-	return true;
 }
 
 static void absorb_ahead(struct ring *r)
 {
-	if (r->ahead_count == 0 || r->ahead[0].start > r->len)
-		return;
 	if (r->ahead[0].end > r->len)
 		r->len = r->ahead[0].end;
 	r->ahead_count--;
@@ -191,8 +184,6 @@ bool ring_insert(struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t
 {
 	struct interval in = {offset, offset + len};
 
-	if (len == 0)
-		return true;
 	if (offset == r->len && r->ahead_count == 0) { /* nearly always */
 		write_at(r, offset, bytes, len);
 		r->len += len;
@@ -207,5 +198,6 @@ bool ring_insert(struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t
 			absorb_ahead(r);
 		return true;
 	}
-	return interval_add(r, in);
+	interval_add(r, in);
+	return true;
 }

@@ -65,11 +65,11 @@ bool ring_exhausted(const struct ring_pool *pool);
 void ring_retry(struct ring_pool *pool);
 /* Bytes of all rings that are held. */
 uint64_t ring_bytes(const struct ring_pool *pool);
-/* @len bytes from @offset on (from the front; offset + len <= capacity), in up to two pieces; returns the pieces. */
+/* @len > 0 bytes from @offset on (from the front; offset + len <= capacity), in up to two pieces; returns the pieces. */
 int ring_pieces(struct ring *r, uint32_t offset, uint32_t len, struct iovec out[2]);
 /* Drop @len bytes from the front. */
 void ring_consume(struct ring *r, uint32_t len);
-/* Put @len bytes at @offset from the front, leaving bytes that are there already as they are; false when too many holes.
+/* Put @len > 0 bytes at @offset from the front, leaving bytes that are there already as they are; false when too many holes.
  * offset + len <= capacity. The in-order part grows over what has become whole. */
 bool ring_insert(struct ring *r, uint32_t offset, const uint8_t *bytes, uint32_t len);
 

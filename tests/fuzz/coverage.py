@@ -1,9 +1,9 @@
 """Which branches of the C stack the tests take: `make coverage`, or `python -m tests.fuzz.coverage [--missing]`.
 
-The stack is built twice with gcc's --coverage and without optimization: as the extension, for the scripted conversations
-of tests/netstack, and into the fuzzers' programs, for their corpora. A branch counts as taken if either takes it. For each
-file the line says branches taken, branches, and the share; for the parsers (PARSERS) less than TARGET per cent is an error
-and the lines with a branch that was never taken are named; with --missing, those of every file.
+The stack is built twice with gcc's --coverage and without optimization: as the extension, for the scripted
+conversations of tests/netstack, and into the fuzzers' programs, for their corpora. A branch counts as taken if either
+takes it. For each file the line says branches taken, branches and the share; for the parsers (PARSERS) less than TARGET
+per cent is an error and the lines with a branch that was never taken are named; with --missing, those of every file.
 
 A line with MUST() is left out: its second branch is our own mistake, and there should be none to take it.
 """
