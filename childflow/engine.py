@@ -143,6 +143,8 @@ class Engine:
             if now_us() >= until:
                 self._again = self._loop.call_soon(self._serve)
                 break
+        if self._full:
+            self._tell_what_is_full()
         if self._stack.tap_gone:
             self._loop.remove_reader(self._stack.fd)  # its POLLERR would never end
 
@@ -153,8 +155,6 @@ class Engine:
         if not self._stack.has_events:
             return more
         self._answer((now_us() - begin) // ANSWERS_SHARE if more else ANSWERS_US)
-        if self._full:
-            self._tell_what_is_full()
         return True  # an answer may have made work
 
     def _answer(self, time_us: int) -> None:

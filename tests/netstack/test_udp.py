@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from childflow.limits import Limits
 from childflow.netstack.events import Denial, End, Question
 
 from . import wire
@@ -357,6 +358,7 @@ def test_open_ipv6_largest(stage):
 # --- time
 
 
+@pytest.mark.case("C06")
 @pytest.mark.parametrize(("answered", "idle_s"), [(False, 120), (True, 300)])
 def test_open_idle_is_ended(play, answered, idle_s):
     """RFC 4787, REQ-5; C06."""
@@ -378,6 +380,7 @@ def test_open_idle_is_ended(play, answered, idle_s):
     assert play.came() == 0
 
 
+@pytest.mark.case("C06")
 def test_open_idle_is_put_off_by_traffic_either_way(play):
     peer = Peer(play)
     peer.hears(CHILD_PORT, b"hi")
@@ -397,6 +400,7 @@ def test_open_idle_is_put_off_by_traffic_either_way(play):
     assert (e.bytes_up, e.bytes_down) == (8, 6)
 
 
+@pytest.mark.case("C06")
 def test_open_dns_is_short(play):
     peer = Peer(play)
     src, dst = wire.CHILD[4], peer.address
@@ -410,6 +414,7 @@ def test_open_dns_is_short(play):
     play.ended(End.IDLE)
 
 
+@pytest.mark.case("C06")
 def test_open_port_used_again_gets_no_old_answers(play):
     """C06: a new socket, so what the old peer still sends goes nowhere."""
     peer = Peer(play)
@@ -464,3 +469,29 @@ def test_open_hop_limit_is_one_less(stage, family, hop_limit):
     play.until(peer._readable)
     _, control, _, _ = peer.end.recvmsg(100, 100)
     assert int.from_bytes(control[0][2], "little") == hop_limit - 1
+
+
+@pytest.mark.case("C06")
+def test_open_port_used_again_after_its_socket_was_evicted_gets_no_old_answers(stage):
+    """The limit, not the clock, has closed the socket: the same holds."""
+    play = stage(limits=Limits(max_udp_sockets=1))
+    peer = Peer(play)
+    peer.hears(1, b"old")
+    play.allow()
+    peer.gets(b"old")
+    old = peer.heard_from
+    peer.hears(2, b"other")
+    play.allow()
+    play.ended(End.IDLE)
+    peer.gets(b"other")
+    peer.hears(1, b"new")
+    play.allow()
+    play.ended(End.IDLE)
+    peer.gets(b"new")
+    assert peer.heard_from != old
+    fresh, peer.heard_from = peer.heard_from, old
+    peer.answers(b"to the old")
+    peer.heard_from = fresh
+    peer.answers(b"to the new")
+    child_gets(play, peer, 1, b"to the new")
+    assert play.came() == 0

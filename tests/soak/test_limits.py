@@ -6,17 +6,23 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from childflow.limits import Limits
 from tests.lab.crowd import CROWD_ECHO, CROWD_HTTP
 from tests.lab.engine import engine_of
+from tests.lab.flood import flood
+from tests.lab.hosts import DROPPED_PORT
 from tests.lab.lab import Lab
 from tests.lab.processes import CALLERS, Running
+from tests.lab.serve import ECHO
 
 pytestmark = pytest.mark.soak
 IDLE_FLOWS = 10_000
 IDLE_WATCH_S = 20.0
+FLOOD_S, FLOOD_SLOWEST_S = 10.0, 0.5
 SHORT_FLOWS, PARALLEL = 200_000, 1_000
 KIB_PER_FLOW = 1.0
 GROWTH_KIB = 2_048  # of the allocator's and the interpreter's own, over 180,000 flows
@@ -79,4 +85,40 @@ def test_200000_short_flows_leave_nothing(crowd: Lab, user: str) -> None:
         print(f"{early} KiB after a tenth, {late} at the end; {result}")
         assert result["right"] == SHORT_FLOWS, result
         assert late - early < GROWTH_KIB
+        for host in (engine.sandbox, crowd.laptop):  # nobody is left who thinks that he is connected
+            assert host.run("ss", "-Htn", "state", "connected", "exclude", "time-wait") == ""
         engine.settles()
+
+
+@pytest.mark.case("B33")
+@pytest.mark.parametrize("target", ["allowed", "blackholed", "denied"])
+def test_a_flood_of_syns_as_fast_as_it_goes(crowd: Lab, target: str) -> None:
+    """One core does nothing but send SYNs. Frames are lost when the engine does not get the other one for some time, so
+    that a canary may have to send again; the rest holds as under the lesser flood of `integration/test_limits.py`."""
+    address = "127.0.0.1" if target == "denied" else crowd.server_ip(4)
+    port = DROPPED_PORT if target == "blackholed" else CROWD_ECHO
+    caller, most = crowd.caller("ordinary"), 0
+    stop = Path(caller.home, "stop-flood")
+    stop.unlink(missing_ok=True)
+    crowd.laptop.sysctl("net.ipv4.tcp_syn_retries", "1")
+    with engine_of(crowd, caller, flags=["-v"], canary=False, log=False) as engine:
+        song = crowd.client("canary", crowd.server_ip(4), ECHO, stop)
+        with engine.inside.start(*song, bare=True) as canary:
+            canary.says("ready")
+            sent: list[int] = []
+            flooding = Thread(target=lambda: sent.append(flood(engine.running, "syn", address, port, FLOOD_S)))
+            flooding.start()
+            while flooding.is_alive():
+                most = max(most, engine.descriptors())
+                time.sleep(0.02)
+            begin = time.monotonic()
+            engine.inside.direct(*crowd.client("many", crowd.server_ip(4), CROWD_ECHO, "one-by-one", 3)).ok()
+            recovered = time.monotonic() - begin
+            stop.write_text("")
+            slowest = dict(json.loads(canary.wait(20).ok().stdout.splitlines()[-1]))["slowest"]
+    crowd.laptop.sysctl("net.ipv4.tcp_syn_retries", "6")
+    print(f"{target}: {sent[0] / FLOOD_S:.0f} SYNs a second, at most {most} descriptors, slowest {slowest:.3f} s")
+    assert sent[0] > 50_000 * FLOOD_S
+    assert most < Limits().max_half_open + 100
+    assert recovered < 5
+    assert slowest < FLOOD_SLOWEST_S
