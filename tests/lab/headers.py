@@ -4,7 +4,7 @@
         ...
         assert [h.df for h in headers.of(UDP, port=7)] == [True]
 
-A packet socket on the device, before routing and firewall. Fragments beyond the first have port 0.
+A packet socket on the device, before routing and firewall. Fragments beyond the first have ports 0.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Header(NamedTuple):
     protocol: int
     source: str
     to: str
+    source_port: int
     port: int
     tos: int
     hop_limit: int
@@ -59,9 +60,9 @@ def read_header(packet: bytes) -> Header | None:
             head, df, more, offset = 48, False, bool(place & 1), place & 0xFFF8
     else:
         return None
-    port = packet[head + 2] << 8 | packet[head + 3] if protocol in (TCP, UDP) and not offset else 0
+    ports = struct.unpack_from("!HH", packet, head) if protocol in (TCP, UDP) and not offset else (0, 0)
     text = packet[head + 8 : head + 40].decode("latin-1")
-    return Header(packet[0] >> 4, protocol, *addresses, port, tos, hop_limit, df, more, offset, length, text)
+    return Header(packet[0] >> 4, protocol, *addresses, *ports, tos, hop_limit, df, more, offset, length, text)
 
 
 class Headers:

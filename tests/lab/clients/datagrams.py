@@ -1,7 +1,10 @@
-"""datagrams.py HOST PORT count N | sizes A,B,...: UDP echo over one socket.
+"""datagrams.py HOST PORT count N | sizes A,B,... | lossy SIZE: UDP echo over one socket.
 
 count N: N numbered datagrams, a small window of them under way at a time; every one must come back.
 sizes:   one datagram of each size, its content compared.
+
+lossy:   ROUNDS datagrams of SIZE, a small one after each; {"sent": ROUNDS, "small": how many came back, "large": of
+         these, "broken": came back otherwise, "twice": came back again}.
 
 Prints {"sent": n, "right": n, "missing": first few that did not come back}.
 """
@@ -15,6 +18,7 @@ import sys
 
 WINDOW = 32
 PATIENCE = 5.0
+ROUNDS = 40
 
 
 def main() -> None:
@@ -24,6 +28,9 @@ def main() -> None:
         sock.connect(address)
         sock.settimeout(PATIENCE)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        if order == "lossy":
+            print(json.dumps(lossy(sock, int(argument))))
+            return
         missing, sent = count(sock, int(argument)) if order == "count" else sizes(sock, argument)
     print(json.dumps({"sent": sent, "right": sent - len(missing), "missing": missing[:5]}))
 
@@ -40,6 +47,27 @@ def count(sock: socket.socket, number: int) -> tuple[list[int], int]:
         except TimeoutError:
             missing += sorted(expected)
     return missing, number
+
+
+def lossy(sock: socket.socket, size: int) -> dict[str, int]:
+    found = {"sent": ROUNDS, "small": 0, "large": 0, "broken": 0, "twice": 0}
+    sock.settimeout(0.5)
+    sent: set[bytes] = set()
+    seen: set[bytes] = set()
+    for number in range(ROUNDS):
+        large, small = os.urandom(size), f"small {number}".encode()
+        sent.add(large)
+        for data in (large, small):
+            sock.send(data)
+        try:
+            while (came := sock.recv(65536)) != small:  # which may overtake a large one
+                found["twice"] += came in seen
+                found["large" if came in sent else "broken"] += came not in seen
+                seen.add(came)
+            found["small"] += 1
+        except TimeoutError:
+            continue
+    return found
 
 
 def sizes(sock: socket.socket, listed: str) -> tuple[list[int], int]:
