@@ -20,10 +20,22 @@ def test_ping(lab: Lab, caller: Caller, family: int) -> None:
 
 
 @pytest.mark.case("C12")
-@pytest.mark.parametrize("size", [0, 56, 1400, 4000, 60000])
+@pytest.mark.parametrize("size", [0, 56, 1400, 4000, 65000])
 def test_ping_of_every_size(lab: Lab, caller: Caller, family: int, size: int) -> None:
     r = caller.childflow("ping", f"-{family}", "-c1", "-w10", f"-s{size}", lab.server_ip(family)).ok()
     assert "1 received, 0% packet loss" in r.stdout
+
+
+@pytest.mark.case("C12")
+def test_pings_at_once_with_the_same_id(lab: Lab, caller: Caller) -> None:
+    """One in each family (within one, the command's own kernel gives both programs' replies to one of them)."""
+    ping = "ping -e 4321 -c5 -i0.02 -w10"
+    script = (
+        f"{ping} -4 -s 100 {lab.server_ip(4)} > one & {ping} -6 -s 2000 {lab.server_ip(6)} > two; wait; cat one two"
+    )
+    r = caller.childflow("/bin/sh", "-c", script, cwd=caller.folder("pings")).ok()
+    assert r.stdout.count("5 packets transmitted, 5 received, 0% packet loss") == 2, r.told()
+    assert (r.stdout.count("108 bytes from"), r.stdout.count("2008 bytes from")) == (5, 5)
 
 
 def test_ping_of_the_gateway(lab: Lab, caller: Caller, family: int) -> None:
@@ -41,11 +53,13 @@ def test_ping_where_the_host_lets_nobody_ping(lab: Lab, caller: Caller, family: 
     if not whereabouts().real_root:
         pytest.skip("needs root: the range names ids that a user namespace does not map")
     lab.ping_group(everyone=False)
-    r = caller.childflow("ping", f"-{family}", "-c1", "-w5", lab.server_ip(family))
+    r = caller.childflow("ping", f"-{family}", "-c3", "-i0.2", "-w5", lab.server_ip(family), flags=["-v"])
     if caller.user == "root":
-        assert "1 received" in r.ok().stdout
+        assert "3 received" in r.ok().stdout
     else:
         assert r.status == 1
+        assert "bytes from" not in r.stdout
+        assert r.stderr.count("ping is closed to this user") == 1
         assert "rohibited" in r.stdout + r.stderr or "filtered" in r.stdout + r.stderr
 
 

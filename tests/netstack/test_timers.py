@@ -9,7 +9,7 @@ import pytest
 from childflow.netstack.events import Denial, Ended
 
 from . import wire
-from .play import SYN, Play
+from .play import SYN, Play, text_of
 from .wire import CHILD, REMOTE, UDP
 
 SECOND = 1_000_000
@@ -88,6 +88,7 @@ def test_deadlines_of_tcp_and_udp_in_one_heap(stage):
     assert play.stack.flow_count() == 0
 
 
+@pytest.mark.case("E12")
 def test_clock_that_stands_still_or_jumps(stage):
     play = stage()
     play.establish()
@@ -99,3 +100,32 @@ def test_clock_that_stands_still_or_jumps(stage):
     play.child.sends(wire.ACK, text=b"awake")
     play.child.gets(wire.ACK, ack=6)
     play.host.gets(b"awake")
+
+
+@pytest.mark.case("E12")
+@pytest.mark.parametrize("hours", [1, 100])
+def test_clock_that_jumps_with_everything_under_way(stage, hours):
+    """Text that waits for its ACK is sent once more and no oftener; what is idle ends; new flows of both kinds work."""
+    play = stage()
+    play.establish()
+    play.host.sends(text_of(1000))
+    play.child.forgets()
+    play.sends(datagram(7, 99))
+    play.allow()
+    play.sends(datagram(8, 99))
+    play.question()  # is never answered
+    play.errors.clear()
+    play.clock.advance(ms=hours * 3_600_000)
+    assert len(ended(play)) == 2
+    again = play.child.forgets()
+    assert [len(segment.text) for segment in again if segment.text] == [1000]
+    assert len(again) <= 2  # after 100 hours it is time for a keep-alive as well
+    assert play.stack.flow_count() == 1
+    play.child.sends(wire.ACK, ack=1001, text=b"awake")
+    play.host.gets(b"awake")
+    play.sends(datagram(9, 99))
+    play.allow()
+    play.establish(40_001)
+    play.host.sends(b"new")
+    play.child.gets(wire.ACK, text=b"new")
+    play.errors.clear()
