@@ -63,11 +63,9 @@ def no_ipv6_at_all(internet: Internet) -> None:
 
 @pytest.mark.case("C22")
 @pytest.mark.parametrize("how", [no_default_route, no_ipv6_at_all])
-def test_a_host_without_ipv6_fails_at_once(
-    internet: Internet, laptop: Host, user: str, how: Callable[[Internet], None]
-) -> None:
+def test_a_host_without_ipv6_fails_at_once(internet: Internet, laptop: Host, how: Callable[[Internet], None]) -> None:
     """So happy eyeballs falls back: curl gets its page from a name with both families in no time."""
-    caller = internet.caller(user)
+    caller = internet.caller("ordinary")
     how(internet)
     for client in ("connect", "udp_error"):
         said = caller.childflow(*internet.client(client, FAR[6], 80)).json()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ECHO = 7
-PATIENCE = 2.0
+PATIENCE = 1.0
 HOST, ROUNDS = sys.argv[1], int(sys.argv[2])
 FAMILY = socket.AF_INET6 if ":" in HOST else socket.AF_INET
 
