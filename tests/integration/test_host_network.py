@@ -10,6 +10,8 @@ import pytest
 
 from tests.lab.hosts import FAMILIES, UNROUTED, Host
 from tests.lab.internet import Internet
+from tests.lab.lab import Lab
+from tests.lab.serve import ECHO
 from tests.lab.steps import Steps
 
 FAR = {4: "10.20.0.1", 6: "2001:db8:20::1"}
@@ -189,3 +191,22 @@ def test_ports_that_wait(internet: Internet, fifty_ports: None) -> None:
     r = internet.caller("ordinary").childflow(*client).json()
     assert r.pop("slowest") < 0.5
     assert r == {"open": 50, "errors": ["ECONNREFUSED"], "other": True}
+
+
+@pytest.mark.case("C14", "E12")
+@pytest.mark.parametrize("hops", [0, 10])
+def test_an_unreachable_moment_ends_no_connection(routed_lab: Lab, family: int, hops: int) -> None:
+    """ICMP's complaints about a connection that stands are no end of it, whatever hop limit it was made with."""
+    router, server = routed_lab.router, routed_lab.server_ip(family)
+    assert router is not None
+    client = " ".join(routed_lab.client("held", server, ECHO, hops))
+    with Steps(routed_lab.caller("ordinary"), client) as steps:
+        steps.says("held")
+        router.ip(f"route add unreachable {server}/{32 if family == 4 else 128}")
+        try:
+            steps.go()
+            steps.says("written")
+        finally:
+            router.ip(f"route del unreachable {server}/{32 if family == 4 else 128}")
+        steps.go()
+        assert steps.lines(3) == ["held", "written", "ok"]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -139,6 +140,20 @@ def test_resolv_conf_may_change_under_way(internet: Internet, caller: Caller) ->
         steps.go()
         steps.says("198.51.100.1\nfirst\n198.51.100.1\nsecond", 2)
     assert ("udp", SECOND, 53) in internet.arrived()
+
+
+@pytest.mark.soak
+@pytest.mark.case("E10")
+def test_ten_thousand_queries_and_a_dead_resolver(internet: Internet, caller: Caller) -> None:
+    """Each is answered SERVFAIL or counted: a burst may be more than is taken in at once. Another flow does not notice."""
+    internet.resolvers.use([FIRST])
+    internet.treat(f"ip daddr {FIRST}", "drop")
+    client = internet.client("dns_flood", GATEWAY[4], 10_000, "10.7.7.7")
+    r = caller.childflow(*client, flags=["-v"])
+    said, lost = r.json(), re.search(r"slow_path_full=(\d+)", r.stderr)
+    assert said["rcodes"] == [2]
+    assert said["answers"] + int(lost[1] if lost else 0) == 10_000
+    assert said["slowest"] < 0.1
 
 
 # --- C23: what comes back untouched

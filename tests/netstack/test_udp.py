@@ -247,15 +247,18 @@ def test_open_two_child_ports_have_two_host_ports(play):
 
 @pytest.mark.case("C05")
 def test_open_stranger_is_not_let_in(play):
-    """RFC 4787, REQ-8: only who was written to may answer, from the very port."""
+    """RFC 4787, REQ-8: only who was written to may answer, from the very address and port."""
     peer, stranger = Peer(play), Peer(play)
+    other = play.owns(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    other.bind(("127.0.0.2", peer.port))
     peer.hears(CHILD_PORT, b"hi")
     play.allow()
     peer.gets(b"hi")
     stranger.heard_from = peer.heard_from
     stranger.answers(b"let me in")
-    play.until(play.stack.counters)
-    assert play.stack.counters() == {"unknown_peer": 1}
+    other.sendto(b"me too", peer.heard_from)
+    play.until(lambda: play.stack.counters().get("unknown_peer") == 2)
+    assert play.stack.counters() == {"unknown_peer": 2}
     assert play.came() == 0
 
 
