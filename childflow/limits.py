@@ -104,7 +104,7 @@ TABLE: dict[str, Bound] = {
     ),
     "buffer_limit": Bound(
         64 * KIB, 1 << 40, "bytes", "payload of all flows: 2,048 that move bytes at once",
-        "4 KiB in place of flow_window: the flow is slow, not stuck",
+        "4 KiB (or a 16384th) in place of flow_window: the flow is slow, not stuck",
     ),
     "parked_datagrams": Bound(
         1, 255, "datagrams", "of one UDP peer before its verdict: a burst of small ones", "dropped (parked_full)",

@@ -64,7 +64,7 @@ static void put_word(struct block *b, uint32_t word) { put_bytes(b, &word, 4); }
 
 static void put_option(struct block *b, uint16_t code, const void *value, uint16_t len)
 {
-	put_word(b, (uint32_t)len << 16 | code); /* two 16-bit fields */
+	put_bytes(b, (uint16_t[]){code, len}, 4);
 	put_bytes(b, value, len);
 }
 

@@ -22,6 +22,7 @@
 #define MTU_MAX 65521        /* of a TAP with a virtio header */
 #define TEXT_MAX 65475       /* an IPv4 packet of 65535 bytes less the longest headers */
 #define SMALL_RING 4096      /* bytes; one for each flow at the most */
+#define SMALL_RING_PART 16384 /* of the flow window: two units of the scaled window that the child is told */
 #define RETRY_US (50 * US_PER_MS) /* a kernel short of memory gets this long to find some */
 
 /* --- making and ending ------------------------------------------------------------------------------------ */
@@ -63,10 +64,10 @@ static bool open_descriptors(struct cf_stack *st)
 
 static void init_rings(struct cf_stack *st)
 {
-	uint32_t large = (uint32_t)(st->cfg.buffer_limit / st->cfg.flow_window);
+	uint32_t large = (uint32_t)(st->cfg.buffer_limit / st->cfg.flow_window), part = st->cfg.flow_window / SMALL_RING_PART;
 
 	st->rings.classes[RING_LARGE] = (struct ring_class){.capacity = st->cfg.flow_window, .limit = large};
-	st->rings.classes[RING_SMALL] = (struct ring_class){.capacity = SMALL_RING, .limit = st->cfg.max_flows};
+	st->rings.classes[RING_SMALL] = (struct ring_class){.capacity = part > SMALL_RING ? part : SMALL_RING, .limit = st->cfg.max_flows};
 }
 
 cf_stack *cf_stack_new(const struct cf_config *config)

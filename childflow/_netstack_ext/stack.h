@@ -312,7 +312,7 @@ void tcp_free(struct cf_stack *st, struct flow *f);
 /* tcp_recovery.c: what was lost on its way to the child */
 bool tcp_take_sack(struct flow *f, const struct tcp_options *o);
 void tcp_forget_acked(struct flow *f);
-void tcp_forget_holes(struct flow *f);
+void tcp_start_over(struct flow *f);
 void tcp_infer_losses(struct flow *f);
 bool tcp_send_lost(struct cf_stack *st, struct flow *f);
 void tcp_lose_all(struct flow *f);

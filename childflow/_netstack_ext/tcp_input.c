@@ -168,6 +168,13 @@ static void challenge(struct cf_stack *st, struct flow *f)
 		tcp_ack_soon(st, f);
 }
 
+static void release_down(struct cf_stack *st, struct flow *f)
+{
+	if (f->tcp.down)
+		ring_put(&st->rings, f->tcp.down);
+	f->tcp.down = NULL;
+}
+
 static void take_reset(struct cf_stack *st, struct flow *f)
 {
 	if (!f->fin_taken || !f->tcp.up) {
@@ -175,6 +182,7 @@ static void take_reset(struct cf_stack *st, struct flow *f)
 		return;
 	}
 	tcp_move(st, f, CHILD_ABORTED);
+	release_down(st, f); /* nobody wants it */
 	f->tcp.rtx_at = f->tcp.persist_at = NEVER;
 	list_push(st, LIST_READY, f);
 }
@@ -228,10 +236,8 @@ static void take_acked(struct cf_stack *st, struct flow *f, uint32_t acked)
 
 	if (t->down) {
 		ring_consume(t->down, text);
-		if (t->down->len == 0) {
-			ring_put(&st->rings, t->down);
-			t->down = NULL;
-		}
+		if (t->down->len == 0)
+			release_down(st, f);
 	}
 	if (seq_eq(t->snd_una, t->snd_max) &&
 	    (f->state == FIN_WAIT_1 || f->state == CLOSING || f->state == LAST_ACK) && f->host_eof && !t->down)
@@ -334,8 +340,7 @@ static bool check_ack(struct cf_stack *st, struct flow *f, struct segment *s)
 	if (t->child_window > 0 && t->persist_at != NEVER) {
 		t->persist_at = NEVER;
 		t->probes = 0;
-		t->snd_nxt = t->snd_una; /* the probe's byte may not have been taken */
-		tcp_forget_holes(f);
+		tcp_start_over(f); /* the probe's byte may not have been taken */
 	}
 	list_push(st, LIST_READY, f);
 	return true;

@@ -34,11 +34,20 @@ static bool insert_hole(struct ring *r, uint32_t i, struct hole h)
 	return true;
 }
 
-void tcp_forget_holes(struct flow *f)
+static void forget_holes(struct tcb *t)
 {
-	if (f->tcp.down)
-		f->tcp.down->hole_count = 0;
-	f->tcp.sacked = f->tcp.snd_una;
+	if (t->down)
+		t->down->hole_count = 0;
+	t->sacked = t->snd_una;
+}
+
+/* The child took its window back over what is in flight, or was probed: all goes again, in order, as the window takes it. */
+void tcp_start_over(struct flow *f)
+{
+	f->tcp.snd_nxt = f->tcp.snd_una;
+	f->tcp.timed_at = 0; /* Karn */
+	f->tcp.slow = false;
+	forget_holes(&f->tcp);
 }
 
 /* --- what the child reports ------------------------------------------------------------------------------- */
@@ -69,7 +78,14 @@ static uint32_t cut_hole(struct tcb *t, uint32_t i, struct sack_block b)
 	if (!seq_before(b.end, rest.end))
 		return 1;
 	rest.start = b.end;
-	return insert_hole(r, i + 1, rest) ? 2 : 1;
+	insert_hole(r, i + 1, rest);
+	return 2;
+}
+
+/* Without room for the second part a block in the middle of a hole is as if it had not come. */
+static bool may_cut(const struct ring *r, const struct hole *h, struct sack_block b)
+{
+	return r->hole_count < RING_HOLES || !seq_after(b.start, h->start) || !seq_before(b.end, h->end);
 }
 
 static bool block_is_news(const struct tcb *t, struct sack_block b)
@@ -86,7 +102,7 @@ static uint32_t take_block(struct tcb *t, struct sack_block b)
 	for (uint32_t i = 0; i < r->hole_count && seq_after(b.end, r->holes[i].start);) {
 		seq from = seq_max(b.start, r->holes[i].start), to = seq_before(b.end, r->holes[i].end) ? b.end : r->holes[i].end;
 
-		if (seq_before(from, to)) {
+		if (seq_before(from, to) && may_cut(r, &r->holes[i], b)) {
 			news += (uint32_t)seq_diff(to, from);
 			i += cut_hole(t, i, b);
 		} else {
@@ -157,7 +173,7 @@ void tcp_lose_all(struct flow *f)
 	if (!t->down)
 		return;
 	if (t->retries > 1)
-		tcp_forget_holes(f);
+		forget_holes(t);
 	if (seq_before(t->sacked, t->snd_max) &&
 	    insert_hole(t->down, t->down->hole_count, (struct hole){.start = t->sacked, .end = t->snd_max}))
 		t->sacked = t->snd_max;

@@ -389,7 +389,7 @@ static void discard_down(struct cf_stack *st, struct flow *f)
 /* When the child's side is done and the host has everything, the descriptor goes at once; TIME-WAIT needs none. */
 static void finish(struct cf_stack *st, struct flow *f)
 {
-	if (!child_is_done(f) || f->tcp.up)
+	if (!child_is_done(f) || f->tcp.up || f->send_error) /* what can't leave must not end in good order */
 		return;
 	host_close(st, f, false);
 	flow_report_end(st, f, CF_END_FIN);

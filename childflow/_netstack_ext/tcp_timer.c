@@ -82,8 +82,7 @@ static void retransmission_timeout(struct cf_stack *st, struct flow *f)
 	struct tcb *t = &f->tcp;
 
 	if (t->child_window == 0 && t->down) { /* taken back after we sent: probe instead (RFC 9293, 3.8.6) */
-		t->snd_nxt = t->snd_una;
-		tcp_forget_holes(f);
+		tcp_start_over(f);
 		t->rtx_at = NEVER;
 		tcp_arm_persist(st, f);
 		return;

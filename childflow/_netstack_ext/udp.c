@@ -600,7 +600,7 @@ static bool serve(struct cf_stack *st, uint32_t index, int *budget)
 {
 	uint32_t local_mtu; /* was told when the send failed */
 
-	for (int i = 0; i < ERRORS_AT_ONCE && st->maps[index].errors; i++)
+	for (int i = 0; i < ERRORS_AT_ONCE && st->maps[index].errors; i++, (*budget)--)
 		st->maps[index].errors = take_error(st, index, &local_mtu);
 	return drain(st, index, budget) || st->maps[index].errors;
 }

@@ -232,7 +232,7 @@ bool tcp_options_view(struct tcp_options *o, const struct tcp_view *tcp, int *wh
 {
 	const uint8_t *p = tcp->options, *end = p + tcp->options_len;
 
-	o->mss = o->sack_count = 0;
+	o->mss = o->sack_count = o->window_scale = 0;
 	o->has_window_scale = o->sack_permitted = false;
 	while (p < end && *p != TCP_OPTION_END) {
 		if (*p == TCP_OPTION_NOP) {

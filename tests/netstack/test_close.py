@@ -293,6 +293,47 @@ def test_close_wait_reset_by_child_still_delivers_what_was_acknowledged(play):
     assert play.stack.buffered() == 0
 
 
+def test_close_wait_reset_by_child_with_a_closed_window_is_not_probed(play):
+    """Each probe would be answered with an RST, which would look like life: the flow would never be given up."""
+    play.establish(options=SCALED, buffer=4096)
+    for at in range(0, 450_000, 30_000):
+        play.child.sends(ACK, text=text_of(30_000, at))
+    play.child.sends(FIN | ACK, window=0)
+    play.host.sends(text_of(5000))
+    play.child.forgets()
+    play.child.sends(RST)
+    for _ in range(9):
+        play.clock.advance(ms=60_000)
+        play.child.gets_nothing()
+    assert play.stack.flow_count() == 1
+    play.clock.advance(ms=60_000)
+    play.ended(End.TIMEOUT)
+    assert play.stack.flow_count() == 0
+
+
+@pytest.mark.parametrize("first", ["host", "child"])
+def test_done_and_the_host_takes_no_more_is_no_good_end(play, first):
+    """The child is done, bytes wait for the host, and sending them fails: not all arrived, and the end says so."""
+    play.establish(options=SCALED, buffer=4096)
+    if first == "host":
+        play.host.half_closes()
+        play.child.gets(FIN | ACK)
+        play.child.sends(ACK)
+    for at in range(0, 450_000, 30_000):
+        play.child.sends(ACK, text=text_of(30_000, at))
+    play.child.sends(FIN | ACK)
+    play.child.forgets()
+    if first == "child":
+        play.host.half_closes()
+        play.child.gets(FIN | ACK)
+        play.child.sends(ACK)
+    play.no_event()
+    play.host.end.shutdown(socket.SHUT_RD)
+    play.rest()
+    assert play.ended(End.RST_HOST).bytes_up < 450_000
+    assert play.stack.flow_count() == 0
+
+
 # --- the tuple again
 
 

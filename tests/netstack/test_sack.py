@@ -286,6 +286,36 @@ def test_more_holes_than_are_remembered(play):
     play.child.gets_nothing()
 
 
+def test_block_in_the_midst_of_a_hole_that_finds_no_place_loses_nothing(play):
+    """The list is full: the hole stays whole, and its second part is not forgotten."""
+    sends_down(play, 140)
+    for n in range(12, 140, 2):
+        reports(play, block(n, n))
+    assert segment(11) in resent(play)
+    reports(play, block(5, 5))
+    assert resent(play) == []
+    reports(play, block(5, 5), ack=1 + 5 * MSS)
+    play.child.sends(ACK, ack=1 + 6 * MSS)
+    play.clock.advance(11)
+    assert set(resent(play)) >= {segment(n) for n in range(6, 12)}
+
+
+def test_window_taken_back_and_given_again_after_a_timeout(play):
+    """The timeout lets the child set the pace; the window's closing ends that, or nothing would ever be sent."""
+    sends_down(play, 64)
+    for wait in (11, 220):
+        play.clock.advance(wait)
+    play.child.sends(ACK, ack=1, window=0)
+    play.clock.advance(500)
+    resent(play)
+    play.child.sends(ACK, ack=1)
+    assert resent(play) == [segment(n) for n in range(64)]
+    play.child.got = 1 + 64 * MSS
+    play.child.sends(ACK)
+    play.host.sends(text_of(MSS))
+    assert resent(play) == [segment(64)]
+
+
 def test_blocks_of_one_byte_split_a_hole_exactly(play):
     sends_down(play, 4)
     reports(play, (11, 12), (21, 22), (31, 32), block(3, 3))

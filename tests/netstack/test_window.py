@@ -11,7 +11,7 @@ from childflow.netstack.events import End
 from childflow.netstack.stack import Limits
 
 from . import wire
-from .play import ACK, FIN, RST, SYN, Play, text_of
+from .play import ACK, CHILD_PORT, FIN, RST, SYN, Play, text_of
 
 SCALED = wire.mss(1460) + wire.NOP + wire.wscale(0)
 RING = 512 * 1024
@@ -520,6 +520,27 @@ def test_buffer_limit_is_told_as_the_window(stage):
     play.child.gets(ACK, ack=2001, window=65_535)
     play.host.gets(text_of(2000))
     assert "no_buffer" not in play.stack.counters()
+
+
+@pytest.mark.parametrize("window", [1 << 16, 1 << 19, 1 << 25, 1 << 26, 1 << 27, 1 << 28])
+def test_buffer_limit_leaves_a_window_that_the_scale_can_tell(stage, window):
+    """The larger the window, the coarser its scale; what the others get must not round down to nothing."""
+    play = stage(limits=Limits(flow_window=window, buffer_limit=window))
+    options = wire.mss(1460) + wire.NOP + wire.wscale(0)
+    play.establish(options=options)
+    play.child.sends(ACK, seq=11, text=b"x")  # ahead of a gap: holds the only large ring
+    shift = next(n for n in range(15) if window >> n <= 65_535)
+    play.connect(CHILD_PORT + 1).opens(options)
+    play.attach()
+    edge = play.child.gets(SYN | ACK).window
+    assert edge >= 2 * 1460
+    play.child.sends(ACK)
+    for at in range(0, 200 * 1460, 1460):
+        for s in play.child.forgets():
+            edge = max(edge, play.child.acked(s) - 1 + (s.window << shift))
+        assert edge >= at + 1460, "stuck"
+        play.child.sends(ACK, text=text_of(1460, at))
+        play.host.gets(text_of(1460, at))
 
 
 def test_buffer_limit_many_flows_wait_and_all_go_on(stage):
