@@ -55,7 +55,7 @@ struct tcb {
 	/* what was lost on its way down (tcp_recovery.c). snd_una <= sacked <= snd_max: all before it is reported or in a hole */
 	seq sacked;
 	uint32_t sent_order, delivered_order; /* retransmissions: how many, and the newest that arrived */
-	uint32_t allowance;            /* bytes that may be sent again now, with `slow` */
+	uint32_t allowance;            /* bytes that may be sent again now, with `slow` or not for the first time */
 	bool sack;                     /* both ends permit selective acknowledgements */
 	bool slow;                     /* after a timeout: as fast as the child acknowledges */
 	bool probed;                   /* the tail was sent again since something was last reported */
@@ -311,7 +311,7 @@ void tcp_rtt_sample(struct flow *f, uint64_t now);
 void tcp_free(struct cf_stack *st, struct flow *f);
 /* tcp_recovery.c: what was lost on its way to the child */
 bool tcp_take_sack(struct flow *f, const struct tcp_options *o);
-void tcp_forget_acked(struct flow *f);
+void tcp_forget_acked(struct flow *f, uint32_t acked);
 void tcp_start_over(struct flow *f);
 void tcp_infer_losses(struct flow *f);
 bool tcp_send_lost(struct cf_stack *st, struct flow *f);

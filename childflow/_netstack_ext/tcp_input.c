@@ -255,11 +255,10 @@ static void advance_una(struct cf_stack *st, struct flow *f, seq ack)
 	t->snd_una = ack;
 	t->snd_nxt = seq_max(t->snd_nxt, ack);
 	t->slow = t->slow && seq_before(ack, t->recover);
-	t->allowance += 2 * acked;
 	if (t->timed_at && !seq_before(ack, t->timed_seq))
 		tcp_rtt_sample(f, st->now);
 	t->retries = t->dup_acks = 0;
-	tcp_forget_acked(f);
+	tcp_forget_acked(f, acked);
 	take_acked(st, f, acked);
 	if (in_recovery && seq_before(ack, t->recover) && !(t->sack && t->down))
 		tcp_retransmit(st, f); /* a partial ACK: the next hole (RFC 6582) */

@@ -4,7 +4,8 @@
  * ring. A hole that was never sent again is lost once enough lies behind it (RFC 6675's DupThresh). One that was sent again
  * is lost again once something arrived that was sent later: RFC 8985's thought, with the order of sending in place of its
  * time, since the path to the child does not reorder. Where nothing later was sent, the timer sends the tail (RFC 8985, 7).
- * After a timeout the child sets the pace: as many bytes go again as it reports, twice over (RFC 5681's slow start).
+ * After a timeout the child sets the pace: as many bytes go again as it reports, twice over (RFC 5681's slow start). So it does
+ * for what was sent again already: a child that lies byte by byte must not have the whole window for each.
  * Up, the same option reports our own gaps to the child.
  * Invariants: holes are sorted, apart, within snd_una..sacked; without a down ring there are none.
  * Not here: recovery of a child that permits no SACK (tcp_input.c counts its ACKs), the timer (tcp_timer.c). */
@@ -13,6 +14,7 @@
 #include "stack.h"
 
 #define DUP_THRESHOLD 3 /* segments (RFC 6675) */
+#define ALLOWANCE_MAX (1u << 20) /* bytes: what was reported long ago pays for nothing now */
 
 static bool order_before(uint32_t a, uint32_t b) { return (int32_t)(a - b) < 0; }
 
@@ -118,6 +120,14 @@ static uint32_t take_block(struct tcb *t, struct sack_block b)
 	return news;
 }
 
+/* The child has so many bytes more. */
+static void allow(struct tcb *t, uint32_t reported)
+{
+	t->allowance += 2 * reported;
+	if (t->allowance > ALLOWANCE_MAX)
+		t->allowance = ALLOWANCE_MAX;
+}
+
 /* True when the child reports something new. */
 bool tcp_take_sack(struct flow *f, const struct tcp_options *o)
 {
@@ -126,16 +136,17 @@ bool tcp_take_sack(struct flow *f, const struct tcp_options *o)
 	for (int i = 0; f->tcp.down && i < o->sack_count; i++)
 		if (block_is_news(&f->tcp, o->sack[i]))
 			news += take_block(&f->tcp, o->sack[i]);
-	f->tcp.allowance += 2 * news;
+	allow(&f->tcp, news);
 	return news > 0;
 }
 
-/* snd_una has moved. */
-void tcp_forget_acked(struct flow *f)
+/* snd_una has moved by @acked. */
+void tcp_forget_acked(struct flow *f, uint32_t acked)
 {
 	struct tcb *t = &f->tcp;
 	struct ring *r = t->down;
 
+	allow(t, acked);
 	t->sacked = seq_max(t->sacked, t->snd_una);
 	while (r && r->hole_count > 0 && seq_before(r->holes[0].start, t->snd_una)) {
 		note_delivery(t, &r->holes[0]);
@@ -200,7 +211,8 @@ static bool send_hole(struct cf_stack *st, struct flow *f, uint32_t i)
 {
 	struct tcb *t = &f->tcp;
 	struct hole *h = &t->down->holes[i];
-	uint32_t len = (uint32_t)seq_diff(h->end, h->start), most = t->slow && t->allowance < len ? t->allowance : len, sent = 0;
+	bool paced = t->slow || h->order;
+	uint32_t len = (uint32_t)seq_diff(h->end, h->start), most = paced && t->allowance < len ? t->allowance : len, sent = 0;
 
 	while (sent < most) {
 		uint32_t n = tcp_send_again(st, f, seq_add(h->start, sent), most - sent);
@@ -211,7 +223,7 @@ static bool send_hole(struct cf_stack *st, struct flow *f, uint32_t i)
 	}
 	if (sent == 0)
 		return false;
-	if (t->slow)
+	if (paced)
 		t->allowance -= sent;
 	split_sent(t, i, seq_add(h->start, sent));
 	h->order = ++t->sent_order;

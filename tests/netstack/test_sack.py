@@ -326,6 +326,22 @@ def test_blocks_of_one_byte_split_a_hole_exactly(play):
     assert resent(play)[-3:] == [(32, MSS), (32 + MSS, MSS), (32 + 2 * MSS, MSS - 31)]
 
 
+@pytest.mark.case("A11", "B21")
+def test_lies_byte_by_byte_do_not_cost_a_window_each(stage, offload):
+    """Each report says that what was sent again is lost again; it pays for no more than twice what it reports."""
+    play = stage(offload=offload)
+    play.establish(options=OPTIONS, window=4096)
+    play.host.sends(text_of(400_000))
+    play.child.forgets()
+    reports(play, (392_001, 400_001))
+    assert sum(n for _, n in resent(play)) == 392_000
+    again = 0
+    for at in range(392_000, 391_000, -1):
+        reports(play, (at, 400_001))
+        again += sum(n for _, n in resent(play))
+    assert again <= 2 * (8_000 + 1_000)
+
+
 def test_sack_without_permission_is_no_news(stage):
     play = stage(offload=False)
     play.establish()
