@@ -9,6 +9,7 @@ The sandbox's kernel sends multicast listener reports of its own when it likes, 
 
 from __future__ import annotations
 
+import random
 import re
 import struct
 from collections import Counter
@@ -25,6 +26,7 @@ from tests.lab.serve import ECHO
 from tests.netstack import wire
 from tests.netstack.play import CHILD_PORT, REMOTE_PORT
 from tests.netstack.test_hostile_frames import CATALOGUE, Case, a34
+from tests.netstack.test_mutation import SEEDS, mutate
 from tests.netstack.wire import ACK, CHILD, FIN, IPV6, NEEDS_CSUM, REMOTE, RST, SYN, URG, frame, ipv4, ipv6, vnet
 from tests.services.play import fragment4, fragment6
 from tests.services.test_neighbours import BAD_SOLICITATIONS
@@ -35,10 +37,10 @@ S4, D4, S6, D6 = CHILD[4], REMOTE[4], CHILD[6], REMOTE[6]
 
 
 def while_the_canary_sings(
-    lab: Lab, caller: Caller, frames: Sequence[bytes], pause_s: float = PAUSE_S
+    lab: Lab, caller: Caller, frames: Sequence[bytes], pause_s: float = PAUSE_S, settle: bool = True
 ) -> tuple[Sent, Result, Counter[str]]:
     """Inject `frames`; returns what the kernel said, how the run ended, and the drops that childflow counted."""
-    with engine_of(lab, caller, flags=["-v"]) as engine:
+    with engine_of(lab, caller, flags=["-v"], settle=settle) as engine:
         sent = inject(engine.running, frames, pause_s)
     return sent, engine.result, drops_told(engine.result)
 
@@ -195,3 +197,21 @@ def test_neighbour_discovery_that_is_refused(lab: Lab, caller: Caller) -> None:
     """Router and neighbour advertisements and redirects among them: the gateway learns nothing from a child."""
     packets = [packet for what, packet in BAD_SOLICITATIONS.items() if what not in ("empty", "cut")]
     check(lab, caller, [Case(f"nd {i}", frame(packet), "bad_nd") for i, packet in enumerate(packets)])
+
+
+# --- anything
+
+
+@pytest.mark.case("A40")
+@pytest.mark.parametrize("seed", range(3))
+def test_mutated_frames_reach_every_service_and_break_none(lab: Lab, caller: Caller, seed: int) -> None:
+    """Frames of every kind with anything changed, some of them to the gateway's DNS and to the server; what gets as far
+    as Python is answered or refused there, and is never a fault of ours."""
+    chance = random.Random(seed)
+    server = bytes(map(int, lab.server_ip(4).split(".")))
+    seeds = [*SEEDS, *(raw.replace(D4, server) for raw in SEEDS)]
+    frames = [mutate(chance, chance.choice(seeds)) for _ in range(1500)]
+    sent, result, got = while_the_canary_sings(lab, caller, frames, 0.0002, settle=False)
+    assert Counter(sent.errors)[0] > len(frames) // 2
+    assert len(got) > 15, got
+    assert "internal error" not in result.stderr, result.told()
