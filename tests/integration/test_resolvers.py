@@ -145,7 +145,7 @@ def test_resolv_conf_may_change_under_way(internet: Internet, caller: Caller) ->
 @pytest.mark.soak
 @pytest.mark.case("E10")
 def test_ten_thousand_queries_and_a_dead_resolver(internet: Internet, caller: Caller) -> None:
-    """Each is answered SERVFAIL or counted: a burst may be more than is taken in at once. Another flow does not notice."""
+    """Each is answered SERVFAIL or counted (a burst may be more than is taken in at once); another flow is well."""
     internet.resolvers.use([FIRST])
     internet.treat(f"ip daddr {FIRST}", "drop")
     client = internet.client("dns_flood", GATEWAY[4], 10_000, "10.7.7.7")
