@@ -16,7 +16,7 @@ OPTIONS = {  # level, MTU_DISCOVER, MTU, RECVERR
     socket.AF_INET: (socket.IPPROTO_IP, 10, 14, 11),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23, 24, 25),
 }
-PATIENCE = 0.25
+PATIENCE = 0.5
 
 
 def main() -> None:
