@@ -57,7 +57,18 @@ def command(target: str) -> list[str]:
     """What runs `target` under libFuzzer; its options follow."""
     if target in targets.C_TARGETS:
         return [str(build.build("fuzzer")[target])]
-    return [sys.executable, "-m", "tests.fuzz.under_atheris", target]
+    return [str(_script(target))]
+
+
+def _script(target: str) -> Path:
+    """A program of its own for a Python target: libFuzzer starts itself again to merge, by its name."""
+    path = WORK / f"{target}.sh"
+    WORK.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'#!/bin/sh\ncd "{build.ROOT}"\nexec "{sys.executable}" -m tests.fuzz.under_atheris {target} "{path}" "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
 
 
 def fuzz(target: str, seconds: int) -> Outcome:
@@ -100,7 +111,7 @@ def merge(target: str, inputs: Path) -> int:
         [*command(target), "-merge=1", _max_len(target), str(smallest), str(inputs)],
         cwd=build.ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if merged.returncode:
+    if merged.returncode or not any(smallest.iterdir()):
         raise SystemExit(f"merging {target} failed:\n{merged.stderr[-4000:]}")
     return corpus.pack(target, smallest)
 

@@ -1,4 +1,6 @@
-"""One Python target under atheris: `python -m tests.fuzz.under_atheris TARGET [libFuzzer's options]`."""
+"""One Python target under atheris: `python -m tests.fuzz.under_atheris TARGET PROGRAM [libFuzzer's options]`.
+
+PROGRAM is what libFuzzer starts when it wants this again (`__main__.py` writes one)."""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import atheris
 
 
 def main() -> None:
-    name = sys.argv.pop(1)
+    name, sys.argv[0] = sys.argv.pop(1), sys.argv.pop(1)
     with atheris.instrument_imports(include=["childflow.services", "childflow.sandbox.resolver"]):
         from tests.fuzz import targets
 

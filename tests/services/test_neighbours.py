@@ -7,6 +7,7 @@ import struct
 import dpkt
 import pytest
 
+from childflow.services import packets
 from childflow.services.neighbours import BAD_ARP, BAD_ND, IGNORED, answer_arp, answer_nd
 from childflow.services.packets import icmp6_with_checksum
 from childflow.settings import ADDRESSES as LINK
@@ -108,6 +109,8 @@ BAD_SOLICITATIONS = {
     "router advertisement": solicitation(kind=134),
     "neighbour advertisement": solicitation(kind=136),
     "redirect": solicitation(kind=137),
+    "behind a fragment header and options": packets.ip6(44, LINK.child6, SNM, bytes(16) + solicitation()[40:], 255),
+    "behind a header of options": packets.ip6(0, LINK.child6, SNM, b"\x3a\0\1\4\0\0\0\0" + solicitation()[40:], 255),
     "empty": b"",
 }
 
