@@ -85,7 +85,10 @@ def _import_engine() -> tuple[asyncio.AbstractEventLoop, type[Engine], Callable[
         from childflow.record.flowlog import make_recorder
     except ImportError as error:
         detail = f"the engine can't be loaded: {error}"
-        hint = "install childflow again (pip install --force-reinstall childflow)"
+        if "failed to map" in str(error):  # the dynamic linker's words
+            hint = "there is not enough memory; end some programs, or raise the limit (`ulimit -v`)"
+        else:
+            hint = "install childflow again (pip install --force-reinstall childflow)"
         raise StartError("child_bootstrap", "unknown_runtime_failure", detail, hint) from error
     return uvloop.new_event_loop(), Engine, make_recorder
 

@@ -13,6 +13,7 @@ Not here:   what a message must look like (`dns.py`), who the resolvers are (`re
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -225,7 +226,7 @@ class TcpForwarder:
         try:
             async with asyncio.timeout(share_s):
                 sock = socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-                await self._loop.sock_connect(sock, server.sockaddr)
+                await self._connect(sock, server)
                 await self._loop.sock_sendall(sock, len(message).to_bytes(2, "big") + ident + message[2:])
                 answer = await self._receive(sock)
         except (OSError, EOFError):
@@ -238,6 +239,23 @@ class TcpForwarder:
             return None
         self._resolvers.answered(server)
         return message[:2] + answer[2:]
+
+    async def _connect(self, sock: socket.socket, server: Resolver) -> None:
+        """Not `loop.sock_connect`: uvloop starts four threads to look the address up, and aborts where it can't."""
+        error = sock.connect_ex(server.sockaddr)
+        if error == errno.EINPROGRESS:
+            await self._writable(sock.fileno())
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    async def _writable(self, fd: int) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_writer(fd, _settle, ready)
+        try:
+            await ready
+        finally:
+            self._loop.remove_writer(fd)
 
     async def _receive(self, sock: socket.socket) -> bytes:
         """One length-prefixed message. EOFError when the resolver closes within it."""
@@ -253,3 +271,8 @@ class TcpForwarder:
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

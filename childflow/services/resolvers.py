@@ -147,8 +147,8 @@ class Resolvers:
         """The plan in force; reads the file again where it has changed."""
         now = self._clock()
         if now >= self._look_at:
-            self._look_at = now + LOOK_AGAIN_S
             self._look_again()
+            self._look_at = now + LOOK_AGAIN_S  # only now: a failure of ours, as no memory, is not what the file says
         return self._plan
 
     def in_order(self) -> tuple[Resolver, ...]:
@@ -184,13 +184,14 @@ class Resolvers:
         except OSError:
             return  # between two networks the file may be gone for a moment: what was known stays
         seen = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if seen != self._seen:
+        if seen != self._seen and self._read():
             self._seen = seen
-            self._read()
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
         try:
             with open(self._path, encoding="utf-8", errors="replace") as file:
-                self._plan = parse_resolv_conf(file.read(_MAX_FILE_BYTES))
+                text = file.read(_MAX_FILE_BYTES)
         except OSError:
-            self._seen = None
+            return False
+        self._plan = parse_resolv_conf(text)
+        return True

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from childflow.errors import StackError
 from childflow.netstack import stack as doorway
 from childflow.netstack.events import Connected, Denial, End, Ended, Event, Question, SlowKind, SlowPacket
 from childflow.run import _Life
-from childflow.services import dns_tcp, dns_udp, echo, fragments, neighbours, switchboard
+from childflow.services import dns_tcp, dns_udp, echo, fragments, neighbours, resolvers, switchboard
 from childflow.services.resolvers import Resolvers
 from childflow.services.watch import Watch
 from childflow.settings import ADDRESSES, Settings
@@ -177,9 +178,9 @@ def test_dns_queries_end_though_looking_at_them_failed(monkeypatch: pytest.Monke
         s = Scene()
         silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         silent.bind(("127.0.0.1", 0))
-        resolvers = Resolvers(f"127.0.0.1:{silent.getsockname()[1]}", s.loop.time)
+        silent_one = Resolvers(f"127.0.0.1:{silent.getsockname()[1]}", s.loop.time)
         watch = Watch(s.loop)
-        forwarder = dns_udp.UdpForwarder(s.stack, s.loop, watch, resolvers, s.recorder)  # type: ignore[arg-type]
+        forwarder = dns_udp.UdpForwarder(s.stack, s.loop, watch, silent_one, s.recorder)  # type: ignore[arg-type]
         real, failures = forwarder._look_at_all, [1, 1]
 
         def look(now: float) -> None:
@@ -257,6 +258,18 @@ def test_dns_session_that_can_not_begin_ends_the_connection(monkeypatch: pytest.
         assert s.told == []
 
     run(play)
+
+
+def test_resolvers_that_could_not_be_read_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for long, or for ever, the default of a file that says nothing: that is this host itself."""
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 198.51.100.1\n")
+    found = resolvers.Resolvers(None, lambda: 0.0, str(file))
+    with monkeypatch.context() as patch:
+        patch.setattr(resolvers, "parse_resolv_conf", broken)
+        with pytest.raises(Bug):
+            found.plan()
+    assert [server.text for server in found.plan().servers] == ["198.51.100.1:53"]
 
 
 # --- the engine -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 from tests.faults.library import ENGINE, PROCESS, STACK, Fault
 from tests.faults.sweep import ERRORS
 from tests.lab.lab import Caller, Lab
-from tests.lab.processes import Result
+from tests.lab.processes import CALLERS, Result
 
 CPU_S = 1.5  # of childflow and the command; some 0.2 without a fault
 ALLOCATIONS = ("malloc", "calloc", "realloc")
@@ -33,7 +33,7 @@ def run(lab: Lab, caller: Caller, library: Path, fault: Fault) -> Found:
     """The result, the library's counts, and the CPU time that it took."""
     report = caller.folder("faults") / "report"
     before = cpu()
-    command = lab.client("errands", lab.server_ip(4))
+    command = lab.client("errands", lab.server_ip(4), 6, 100_000)
     result = caller.childflow(*command, env=fault.environment(library, report), log=False, timeout=30)
     counts = dict(line.split() for line in report.read_text().splitlines()) if report.exists() else {}
     return result, {name: int(count) for name, count in counts.items()}, cpu() - before
@@ -102,9 +102,8 @@ OF_THE_START = [
 
 @pytest.mark.case("I3")
 @pytest.mark.parametrize("fault", [*OF_THE_STACK, *OF_PYTHON], ids=str)
-def test_one_call_fails(
-    lab: Lab, fault_library: Path, usual: dict[int, dict[str, int]], user: str, fault: Fault
-) -> None:
+def test_one_call_fails(lab: Lab, fault_library: Path, usual: dict[int, dict[str, int]], fault: Fault) -> None:
+    user = CALLERS[fault.nth % 2]  # who calls makes no difference to the engine
     hold(run(lab, lab.caller(user), fault_library, fault), fault)
 
 

@@ -1,7 +1,7 @@
-"""errands.py HOST: many things at once, each of which may fail by itself; then, alone, a canary of each kind.
+"""errands.py HOST STREAMS SIZE: many things at once, each of which may fail by itself; then a canary of each kind.
 
-Connections that echo 100,000 bytes, datagrams and DNS queries (over UDP and TCP) that are sent up to four times, a
-second each. Prints {"all": how many, "failed": {errand: why}, "canary": {errand: why}, "seconds": {canary: seconds}}.
+Connections that echo SIZE bytes, datagrams and DNS queries (over UDP and TCP) that are sent up to four times, a second
+each. Prints {"all": how many, "failed": {errand: why}, "canary": {errand: why}, "seconds": {canary: seconds}}.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ QUESTION = b"\1a\3lab\4test\0" + struct.pack("!HH", 1, 1)
 
 
 def main() -> None:
-    host = sys.argv[1]
+    host, streams, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     errands: dict[str, Callable[[], None]] = {
-        **{f"stream {n}": lambda: stream(host) for n in range(6)},
+        **{f"stream {n}": lambda: stream(host, size) for n in range(streams)},
         **{f"datagram {n}": lambda: datagram(host) for n in range(3)},
         **{f"dns {n}": dns for n in range(2)},
         "dns tcp": dns_tcp,
@@ -53,8 +53,8 @@ def attempt(name: str, errand: Callable[[], None], failed: dict[str, str]) -> No
         failed[name] = f"{type(error).__name__}: {error}"
 
 
-def stream(host: str) -> None:
-    data = os.urandom(100_000)
+def stream(host: str, size: int) -> None:
+    data = os.urandom(size)
     with socket.create_connection((host, ECHO), LIMIT) as sock:
         sender = threading.Thread(target=send, args=(sock, data))
         sender.start()
