@@ -23,7 +23,10 @@ SCALED = wire.mss(1460) + wire.NOP + wire.wscale(7)
 
 def widen(play: Play) -> None:
     """From now on the TAP takes any frame."""
-    play._stack_end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 22)
+    try:
+        play._stack_end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 22)
+    except PermissionError:
+        play._stack_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
 
 
 def fill(play: Play) -> None:
