@@ -266,9 +266,9 @@ def _is_address(text: str) -> bool:
 
 
 def _limits(texts: list[str]) -> tuple[tuple[str, int], ...]:
-    from childflow import limits
+    from childflow import limit_table
 
-    return limits.parse(texts)
+    return limit_table.parse(texts)
 
 
 def _flow_log(text: str) -> str:

@@ -9,7 +9,8 @@ import pytest
 from childflow import __version__
 from childflow.cli import help_text, main, settings_from, split
 from childflow.errors import UsageError
-from childflow.limits import TABLE, Limits
+from childflow.limit_table import TABLE
+from childflow.limits import Limits
 from childflow.settings import Settings
 
 

@@ -11,7 +11,8 @@ import socket
 import pytest
 
 from childflow.errors import StackError
-from childflow.limits import TABLE, Limits
+from childflow.limit_table import TABLE
+from childflow.limits import Limits
 from childflow.netstack.events import Denial, End, Ended, Question
 from childflow.netstack.stack import Stack
 from childflow.settings import ADDRESSES
