@@ -114,7 +114,7 @@ int cf_stack_fd(const cf_stack *st);
 
 /* Do a bounded amount of work at time @now_us: frames, host sockets, timers. Returns cf_turn_flag bits. */
 int cf_turn(cf_stack *st, uint64_t now_us);
-/* Move up to @max (at least 3) waiting events to @out; returns how many. A flow's events come in their order. A flow that died
+/* Move up to @max (at least 6) waiting events to @out; returns how many. A flow's events come in their order. A flow that died
  * before its question was read is not heard of. */
 int cf_events(cf_stack *st, struct cf_event *out, int max);
 

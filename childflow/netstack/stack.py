@@ -102,7 +102,7 @@ class Stack:
         return out
 
     def some_events(self, most: int) -> list[Event]:
-        """Waiting events, at most `most` (3 to EVENT_BATCH); `has_events` is false when there were none."""
+        """Waiting events, at most `most` (6 to EVENT_BATCH); `has_events` is false when there were none."""
         out: list[Event] = []
         count = lib.cf_events(self._st, self._events, most)
         for i in range(count):
