@@ -140,7 +140,7 @@ const uint64_t *cf_drops(const cf_stack *st);
 uint32_t cf_flow_count(const cf_stack *st);
 /* TCP flows whose child has not finished sending, or whose host has not taken everything yet. Walks the table. */
 uint32_t cf_unfinished(const cf_stack *st);
-/* Payload bytes that flows hold now. */
+/* Payload bytes that flows hold now, and the heads of parked datagrams. */
 uint64_t cf_buffered(const cf_stack *st);
 
 /* The Internet checksum (RFC 1071) of @len bytes, as it stands in a header; for the tests that hold it against a plain one. */

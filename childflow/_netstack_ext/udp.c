@@ -248,9 +248,10 @@ static void map_drop_peer(struct cf_stack *st, struct flow *f)
 static void park(struct cf_stack *st, struct flow *f, struct manner manner, const uint8_t *text, uint32_t len)
 {
 	struct parked **end = &f->udp.parked, *p;
+	uint32_t size = sizeof(*p) + len; /* an empty one takes memory, too */
 
-	if (f->udp.parked_count == st->cfg.parked_datagrams || st->parked_bytes + len > st->cfg.parked_bytes ||
-	    !(p = malloc(sizeof(*p) + len))) {
+	if (f->udp.parked_count == st->cfg.parked_datagrams || st->parked_bytes + size > st->cfg.parked_bytes ||
+	    !(p = malloc(size))) {
 		drop(st, CF_DROP_PARKED_FULL);
 		return;
 	}
@@ -260,7 +261,7 @@ static void park(struct cf_stack *st, struct flow *f, struct manner manner, cons
 		end = &(*end)->next;
 	*end = p;
 	f->udp.parked_count++;
-	st->parked_bytes += len;
+	st->parked_bytes += size;
 }
 
 static struct parked *unpark(struct cf_stack *st, struct flow *f)
@@ -270,7 +271,7 @@ static struct parked *unpark(struct cf_stack *st, struct flow *f)
 	if (p) {
 		f->udp.parked = p->next;
 		f->udp.parked_count--;
-		st->parked_bytes -= p->len;
+		st->parked_bytes -= (uint32_t)sizeof(*p) + p->len;
 	}
 	return p;
 }
