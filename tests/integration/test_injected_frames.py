@@ -195,8 +195,8 @@ def test_flood_of_fragments_harms_nobody_else(lab: Lab) -> None:
 @pytest.mark.case("A28", "C17")
 def test_neighbour_discovery_that_is_refused(lab: Lab, caller: Caller) -> None:
     """Router and neighbour advertisements and redirects among them: the gateway learns nothing from a child."""
-    packets = [packet for what, packet in BAD_SOLICITATIONS.items() if what not in ("empty", "cut")]
-    check(lab, caller, [Case(f"nd {i}", frame(packet), "bad_nd") for i, packet in enumerate(packets)])
+    plain = [packet for what, packet in BAD_SOLICITATIONS.items() if what != "cut" and packet[6:7] == b"\x3a"]
+    check(lab, caller, [Case(f"nd {i}", frame(packet), "bad_nd") for i, packet in enumerate(plain)])
 
 
 # --- anything
