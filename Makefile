@@ -58,7 +58,7 @@ coverage: $(STAMPS)/test-system $(STAMPS)/test $(STAMPS)/build
 	$(BIN)/python -m tests.fuzz.coverage
 
 soak: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
-	$(BIN)/python -m pytest -m soak $(PYTEST)
+	$(BIN)/python -m pytest -m soak -s $(PYTEST)
 
 bench: bench-start bench-bulk bench-loss bench-npm
 

@@ -20,7 +20,8 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,10 +70,19 @@ class Host:
     def sysctl(self, name: str, value: str) -> None:
         self.run("/bin/sh", "-c", 'printf "%s" "$2" > "/proc/sys/$1"', "sh", name.replace(".", "/"), value)
 
-    def receive_on(self, device: str, cpu: int) -> None:
-        """Let this processor handle what arrives on `device`. Without it a veth pair handles a packet within the very
+    @contextmanager
+    def receiving_on(self, device: str, cpu: int) -> Iterator[None]:
+        """Meanwhile this processor handles what arrives on `device`. Else a veth pair handles a packet within the very
         system call that sent it, and TCP can't take an ICMP error then: the connect waits for its second SYN."""
-        setting = f"echo {1 << cpu:x} >/sys/class/net/{device}/queues/rx-0/rps_cpus"
+        self._set_receivers(device, 1 << cpu)
+        try:
+            yield
+        finally:
+            self._set_receivers(device, 0)
+
+    def _set_receivers(self, device: str, cpus: int) -> None:
+        """A network namespace shows its devices in its own sysfs only."""
+        setting = f"echo {cpus:x} >/sys/class/net/{device}/queues/rx-0/rps_cpus"
         self.run("unshare", "--mount", "sh", "-c", f"mount -t sysfs none /sys && {setting}")
 
     def any_address(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
 from tests.integration.test_tcp_pressure import (
@@ -14,7 +16,7 @@ from tests.integration.test_tcp_pressure import (
 from tests.lab.engine import engine_of
 from tests.lab.lab import Lab
 from tests.lab.lossy import childflow_leg, leg_before
-from tests.lab.serve import ACTOR, ECHO
+from tests.lab.serve import ACTOR, ECHO, FAR_ECHO
 
 pytestmark = pytest.mark.soak
 KIB, GIB = 1 << 10, 1 << 30
@@ -95,6 +97,21 @@ def test_30000_connections_from_100_ports_in_a_minute(lab: Lab, family: int) -> 
         assert (told["right"], told["errors"]) == (30_000, {})
         assert told["tuples"] <= 100
         assert told["seconds"] < 60
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.case("B38")
+def test_10000_small_writes(lab: Lab) -> None:
+    """A server a millisecond away decides; what the wire alone costs is printed."""
+    caller = lab.caller("ordinary")
+    with engine_of(lab, caller, canary=False) as engine:
+        rounds = []
+        for port in (ECHO, FAR_ECHO, FAR_ECHO, FAR_ECHO):
+            client = lab.client("ping_pong", lab.server_ip(4), port, 1, 10_000)
+            inside, direct = (who.direct(*client, timeout=120).json() for who in (engine.inside, caller))
+            print(f"port {port}: childflow {inside}, plain {direct}", flush=True)
+            rounds.append(inside["p99"] / direct["p99"])
+    assert median(rounds[1:]) < 2, rounds
 
 
 LOSSES = [
