@@ -17,7 +17,7 @@ from tests.lab.engine import Engine, engine_of
 from tests.lab.hosts import FAMILIES, Host
 from tests.lab.lab import Lab
 from tests.lab.lossy import childflow_leg
-from tests.lab.serve import ACTOR
+from tests.lab.serve import ACTOR, ECHO
 
 KIB, MIB = 1 << 10, 1 << 20
 FLOW_WINDOW = 512 * KIB  # docs/decisions.md, Limits: payload of a flow and direction
@@ -55,6 +55,13 @@ def bytes_waiting(host: Host, port: int) -> int:
     """What the established sockets to `port` have received and nobody has read."""
     lines = host.run("ss", "-Htn", "state", "established", f"dport = :{port}").splitlines()
     return sum(int(line.split()[0]) for line in lines)
+
+
+def test_a_thousand_flows_that_send_at_once_are_all_served(lab: Lab) -> None:
+    """Their frames wait in the TAP's queue: if it is too short all flows lose, send again together, and lose again."""
+    with engine_of(lab, lab.caller("ordinary"), canary=False) as engine:
+        client = lab.client("many", lab.server_ip(4), ECHO, "at-once", 1000, 64 * KIB)
+        assert engine.inside.direct(*client).json()["right"] == 1000
 
 
 @pytest.mark.case("B12")

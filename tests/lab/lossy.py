@@ -130,6 +130,14 @@ def _forward(host: Host, way_out: str) -> None:
     )
     # Else a segment that comes twice, or late, counts as invalid and leaves with the inner address.
     host.sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", "1")
+    for state in (
+        "close_wait",
+        "fin_wait",
+        "last_ack",
+        "unacknowledged",
+        "max_retrans",
+    ):  # a timer may run for a minute
+        host.sysctl(f"net.netfilter.nf_conntrack_tcp_timeout_{state}", "3600")
 
 
 def _forget(laptop: Host) -> None:
