@@ -29,6 +29,8 @@ ANSWERS_US = 4_000  # when no frame waits
 ANSWERS_SHARE = 4  # when more frames wait: a fourth of the time that the last ones took
 SERVE_US = 5_000  # before other callbacks of the loop get to run
 STUMBLE_S = 0.05
+TAP_GONE_S = 0.5  # at the end of a run the TAP may go a little before us
+TAP_GONE = "the command's network interface was taken away from outside; it has no network any more"
 DRAIN_QUIET_S = 1.0  # without a byte moving, what the command left behind is given up
 DRAIN_MAX_S = 10.0
 DRAIN_POLL_MS = 20
@@ -147,6 +149,7 @@ class Engine:
             self._tell_what_is_full()
         if self._stack.tap_gone:
             self._loop.remove_reader(self._stack.fd)  # its POLLERR would never end
+            self._again = self._loop.call_later(TAP_GONE_S, self._recorder.warn, TAP_GONE)
 
     def _turn(self) -> bool:
         """One turn, and the answers to its events; True when there is more to do at once."""
