@@ -556,11 +556,15 @@ def test_closed_syn_behind_extension_headers_opens(stage, chain):
 
 @pytest.mark.case("A19")
 def test_udp_length_shorter_than_the_packet_cuts(play):
-    """A19: the UDP length decides."""
-    segment = wire.with_checksum(udp4(b"abcdef", length=11)[:11], 6, S4, D4, wire.UDP)
-    play.sends(ipv4(segment + b"JUNK", 17))
-    play.question()
-    assert play.stack.buffered() == 3
+    """The UDP length decides what the far host gets."""
+    far = play.owns(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    far.bind(("127.0.0.1", 0))
+    far.settimeout(5)
+    to = (S4, wire.LOOPBACK[4], CHILD_PORT, far.getsockname()[1])
+    segment = wire.with_checksum(wire.udp(*to, b"abcdef", length=11)[:11], 6, S4, wire.LOOPBACK[4], wire.UDP)
+    play.sends(ipv4(segment + b"JUNK", 17, dst=wire.LOOPBACK[4]))
+    play.allow()
+    assert far.recv(100) == b"abc"
 
 
 def test_tap_gone_is_said_once_and_stops(play):
