@@ -161,6 +161,8 @@ class Recorder(NullRecorder):
         text = f"{ip}:{port}" if len(question.remote) == 4 else f"[{ip}]:{port}"
         names = list(self._names.get(question.remote, ()))
         target = self.tally.target(text, ip)
+        if target.target == text:
+            text, ip = target.target, target.ip  # one copy for thousands of flows to one place
         for name in names:
             if len(target.names) < NAMES_PER_ADDRESS:
                 target.names[name] = None
