@@ -69,7 +69,7 @@ def test_5000_connections_at_once_each_echo_their_own_64_kib(lab: Lab) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.case("B11")
 def test_1000_flows_unread_for_30_seconds(lab: Lab) -> None:
-    """The server's senders use Reno: BBR takes a long closed window for a slow path, and some flows crawl for minutes."""
+    """The server sends with Reno: BBR takes a long closed window for a slow path, and some flows crawl for minutes."""
     way = ("route", "replace", "198.51.100.0/24", "dev", "to-laptop", "src", lab.server_ip(4))
     lab.server.ip(" ".join((*way, "congctl", "reno")))
     try:
