@@ -64,12 +64,13 @@ static bool may_send(const struct flow *f)
 	return f->state >= SYN_RECEIVED && f->state <= LAST_ACK && f->state != FIN_WAIT_2;
 }
 
-/* What is not acknowledged, or can't be sent, has a timer: else the flow would hang. */
+/* What is not acknowledged, or can't be sent, has a timer or a place in the queue for its turn (the TAP is full, say): else the
+ * flow would hang. */
 static void check_timers(const struct cf_stack *st, const struct flow *f)
 {
 	const struct tcb *t = &f->tcp;
 
-	if (may_send(f) && !seq_eq(t->snd_una, t->snd_max))
+	if (may_send(f) && !seq_eq(t->snd_una, t->snd_max) && !(f->on_list & 1 << LIST_READY))
 		HOLDS(t->rtx_at != NEVER || t->persist_at != NEVER);
 	if (f->state != CONNECTING) /* a connect is timed by the kernel */
 		HOLDS(f->deadline != NEVER && f->heap_pos != NONE && f->heap_key <= f->deadline && st->heap[f->heap_pos] == f->index);
