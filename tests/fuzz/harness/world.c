@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <linux/errqueue.h>
 #include <netinet/in.h>
+#include <sanitizer/asan_interface.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -234,9 +235,11 @@ void world_queue_frame(const uint8_t *bytes, uint32_t len)
 	world_edge(world_pick(KIND_TAP, 0));
 }
 
+/* What lies behind the frame in the stack's buffer is poisoned, so that reading on is a finding. */
 static ssize_t read_frame(void *bytes, size_t len)
 {
 	const struct world_frame *f;
+	size_t room = len;
 
 	if (world.tap_read_error) {
 		errno = world.tap_read_error;
@@ -248,7 +251,9 @@ static ssize_t read_frame(void *bytes, size_t len)
 	}
 	f = &world.frames[world.frames_read++];
 	len = f->len < len ? f->len : len;
+	ASAN_UNPOISON_MEMORY_REGION(bytes, room);
 	memcpy(bytes, f->bytes, len);
+	ASAN_POISON_MEMORY_REGION((uint8_t *)bytes + len, room - len);
 	return (ssize_t)len;
 }
 
@@ -502,6 +507,7 @@ ssize_t world_recv(int fd, void *bytes, size_t len, int flags)
 	struct iovec iov = {bytes, len};
 
 	HOLDS(world_at(fd)->kind == KIND_STREAM && (flags & MSG_DONTWAIT));
+	ASAN_UNPOISON_MEMORY_REGION(bytes, len); /* the frame's buffer serves to throw away into */
 	return fails_on(CALL_RECV, world_at(fd)) ? -1 : stream_recv(world_at(fd), &iov, 1);
 }
 
