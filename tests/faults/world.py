@@ -424,7 +424,7 @@ class World:
         while any(not e.how for e in waited_for):
             if self.step():
                 continue
-            if self._poll.poll(0) and self.step():
+            if self._poll.poll(1) and self.step():  # a loaded host may be late; its time is not ours
                 continue
             self._pass_time(IDLE_MS)
             if self.now_ms > until:
