@@ -308,6 +308,7 @@ void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end);
 void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len);
 void tcp_arm_persist(struct cf_stack *st, struct flow *f);
 void tcp_rtt_sample(struct flow *f, uint64_t now);
+void tcp_end_back_off(struct tcb *t);
 void tcp_free(struct cf_stack *st, struct flow *f);
 /* tcp_recovery.c: what was lost on its way to the child */
 bool tcp_take_sack(struct flow *f, const struct tcp_options *o);

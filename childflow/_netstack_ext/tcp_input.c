@@ -270,6 +270,8 @@ static void after_progress(struct cf_stack *st, struct flow *f)
 	struct tcb *t = &f->tcp;
 
 	tcp_infer_losses(f);
+	if (t->sack && t->srtt) /* the way is open again; a sample may be long in coming where much is lost */
+		tcp_end_back_off(t);
 	t->probed = false;
 	t->rtx_at = seq_eq(t->snd_una, t->snd_max) ? NEVER : st->now + tcp_loss_timeout(f);
 }

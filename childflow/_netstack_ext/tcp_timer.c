@@ -12,6 +12,16 @@
 #define KEEPALIVE_RETRIES_MAX 9
 #define TIME_WAIT_US (2 * US_PER_S)    /* the child's kernel repeats a FIN within 200 ms; nothing else is on the path */
 
+/* What the RTT calls for, whatever timeouts there were since it was measured (RFC 6298, 2.3). */
+void tcp_end_back_off(struct tcb *t)
+{
+	t->rto = t->srtt + 4 * t->rttvar;
+	if (t->rto < RTO_MIN_US)
+		t->rto = RTO_MIN_US;
+	if (t->rto > RTO_MAX_US)
+		t->rto = RTO_MAX_US;
+}
+
 void tcp_rtt_sample(struct flow *f, uint64_t now)
 {
 	struct tcb *t = &f->tcp;
@@ -26,11 +36,7 @@ void tcp_rtt_sample(struct flow *f, uint64_t now)
 		t->rttvar += delta / 4 - t->rttvar / 4;
 		t->srtt += r / 8 - t->srtt / 8;
 	}
-	t->rto = t->srtt + 4 * t->rttvar;
-	if (t->rto < RTO_MIN_US)
-		t->rto = RTO_MIN_US;
-	if (t->rto > RTO_MAX_US)
-		t->rto = RTO_MAX_US;
+	tcp_end_back_off(t);
 }
 
 /* How long to wait for an answer to what is on its way: at first only until the tail is sent again (RFC 8985, 7.2). The

@@ -211,6 +211,21 @@ def test_timeout_sends_at_the_childs_pace(play):
     assert len(resent(play)) == 20
 
 
+@pytest.mark.case("B30")
+def test_report_ends_the_back_off(play):
+    """After an outage the next loss is not waited for as long as the outage lasted."""
+    sends_down(play, 64)
+    for wait in (11, 220, 420, 820, 1_620):
+        play.clock.advance(wait)
+    resent(play)
+    play.child.sends(ACK, ack=1 + MSS)
+    assert len(resent(play)) == 2
+    play.clock.advance(11)
+    resent(play)  # the tail's probe
+    play.clock.advance(210)
+    assert resent(play)[0] == segment(1)
+
+
 def test_child_that_throws_away_what_it_reported_gets_it_again(play):
     """RFC 2018, 8."""
     sends_down(play, 10)
