@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,9 +48,9 @@ def test_link_that_goes_down_and_up_loses_no_text(lab: Lab, caller: Caller) -> N
     """While it is down each write to the TAP fails with EIO: frames are lost, no text is, and nothing spins."""
     with engine_of(lab, caller, flags=["-v"], canary=False) as engine:
         transfer = lab.client("transfer", lab.server_ip(4), ACTOR, 256 << 20)
-        idle = engine.descriptors()
         with engine.inside.start(*transfer, bare=True) as running:
-            while engine.descriptors() == idle and running.process.poll() is None:
+            connections = Path(f"/proc/{running.pid}/net/tcp")
+            while f":{ACTOR:04X} 01 " not in connections.read_text():  # established
                 time.sleep(0.005)
             for _ in range(3):
                 take_the_link(engine, up=False)
