@@ -182,7 +182,8 @@ static void take_reset(struct cf_stack *st, struct flow *f)
 		return;
 	}
 	tcp_move(st, f, CHILD_ABORTED);
-	release_down(st, f); /* nobody wants it */
+	release_down(st, f); /* nobody wants it, so nothing is on its way */
+	f->tcp.snd_nxt = f->tcp.snd_max = f->tcp.sacked = f->tcp.snd_una;
 	f->tcp.rtx_at = f->tcp.persist_at = NEVER;
 	list_push(st, LIST_READY, f);
 }
