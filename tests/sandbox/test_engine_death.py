@@ -87,13 +87,11 @@ def test_process_that_outlives_the_engine_has_no_network(lab: Lab, seat: Seat, m
     eventually(lambda: "connected" in told.read_text())
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    ended = time.monotonic()
-    time.sleep(0.2)
-    reached = len(lab.witness())
+    time.sleep(1)  # the TAP's holder has let go, and an attempt under way has ended
+    reached, before = len(lab.witness()), len(told.read_text().splitlines())
     eventually(lambda: not processes_of(mark), 6)
     assert len(lab.witness()) == reached, "something still talks to the server"
-    if time.monotonic() > ended + 1:  # init had no time to end it
-        assert told.read_text().splitlines()[-1] == "ENETUNREACH lo"
+    assert set(told.read_text().splitlines()[before:]) <= {"ENETUNREACH lo"}  # empty where init could end it
     process.communicate()
     told.unlink()
 
