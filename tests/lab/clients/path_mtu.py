@@ -1,4 +1,5 @@
-"""path_mtu.py HOST PORT do|want|dont|probe SIZES: datagrams of these sizes to an echo server, one after the other.
+"""path_mtu.py HOST PORT do|want|dont|probe SIZES [PAUSE]: datagrams of these sizes to an echo server,
+one after the other, PAUSE seconds apart.
 
 Prints a list of [size, "echo" | errno's name | "silence", the path's MTU as the socket knows it then].
 """
@@ -10,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import time
 
 MODES = {"dont": 0, "want": 1, "do": 2, "probe": 3}  # IP_PMTUDISC_..., the same for IPv6
 OPTIONS = {  # level, MTU_DISCOVER, MTU, RECVERR
@@ -22,7 +24,7 @@ PATIENCE = 0.5
 def main() -> None:
     family, kind, _, _, address = socket.getaddrinfo(sys.argv[1], int(sys.argv[2]), type=socket.SOCK_DGRAM)[0]
     level, discover, mtu, recverr = OPTIONS[family]
-    outcomes = []
+    outcomes, pause = [], float(sys.argv[5]) if len(sys.argv) > 5 else 0
     with socket.socket(family, kind) as sock:
         sock.setsockopt(level, discover, MODES[sys.argv[3]])
         sock.setsockopt(level, recverr, 1)
@@ -30,6 +32,7 @@ def main() -> None:
         sock.connect(address)
         for size in map(int, sys.argv[4].split(",")):
             outcome = attempt(sock, os.urandom(size))
+            time.sleep(pause)
             forget_errors(sock)
             outcomes.append((size, outcome, sock.getsockopt(level, mtu)))
     print(json.dumps(outcomes))
