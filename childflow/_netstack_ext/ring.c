@@ -76,12 +76,7 @@ void ring_pool_free(struct ring_pool *pool)
 	}
 }
 
-bool ring_available(const struct ring_pool *pool)
-{
-	const struct ring_class *c = &pool->classes[RING_SMALL];
-
-	return c->live < c->limit && (!c->exhausted || c->free);
-}
+bool ring_available(const struct ring_pool *pool) { return class_available(&pool->classes[RING_SMALL]); }
 
 bool ring_exhausted(const struct ring_pool *pool)
 {

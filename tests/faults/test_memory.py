@@ -62,7 +62,7 @@ def test_engine_runs_out_of_memory_under_load(lab: Lab, room: int) -> None:
         result = running.wait(60)
     assert result.status == 0, result.told()
     short, plenty = map(json.loads, result.stdout.splitlines()[1:])
-    told = (*TOLD, "TimeoutError") if room == 1 else TOLD  # with next to nothing a stream may be sent again for too long
+    told = (*TOLD, "TimeoutError") if room == 1 else TOLD  # with next to nothing a stream may go too slowly
     for name, why in {**short["failed"], **short["canary"]}.items():
         assert name.startswith("dns") or why.startswith(told), short  # Python needs more than the stack
     assert not plenty["failed"], plenty
