@@ -44,10 +44,15 @@ struct ring *ring_get(struct ring_pool *pool, enum ring_size size)
 	return NULL;
 }
 
-void ring_put(struct ring_pool *pool, struct ring *r)
+void ring_put(struct ring_pool *pool, struct ring **held)
 {
-	struct ring_class *c = &pool->classes[r->size];
+	struct ring *r = *held;
+	struct ring_class *c;
 
+	if (!r)
+		return;
+	*held = NULL;
+	c = &pool->classes[r->size];
 	c->live--;
 	c->exhausted = false;
 	if (c->free_count >= FREE_RINGS_KEPT) {

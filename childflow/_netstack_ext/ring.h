@@ -54,7 +54,8 @@ struct ring_pool {
 
 /* A ring of @size, or of a smaller one when those are at their limit; NULL when all are, or memory is out. */
 struct ring *ring_get(struct ring_pool *pool, enum ring_size size);
-void ring_put(struct ring_pool *pool, struct ring *r);
+/* Give *@held back, if there is one; it is NULL then. */
+void ring_put(struct ring_pool *pool, struct ring **held);
 void ring_pool_free(struct ring_pool *pool);
 /* Bytes of the ring that ring_get(RING_LARGE) would give now; of the smallest when there is none. */
 uint32_t ring_capacity(const struct ring_pool *pool);

@@ -168,13 +168,6 @@ static void challenge(struct cf_stack *st, struct flow *f)
 		tcp_ack_soon(st, f);
 }
 
-static void release_down(struct cf_stack *st, struct flow *f)
-{
-	if (f->tcp.down)
-		ring_put(&st->rings, f->tcp.down);
-	f->tcp.down = NULL;
-}
-
 static void take_reset(struct cf_stack *st, struct flow *f)
 {
 	if (!f->fin_taken || !f->tcp.up) {
@@ -182,7 +175,7 @@ static void take_reset(struct cf_stack *st, struct flow *f)
 		return;
 	}
 	tcp_move(st, f, CHILD_ABORTED);
-	release_down(st, f); /* nobody wants it, so nothing is on its way */
+	ring_put(&st->rings, &f->tcp.down); /* nobody wants it, so nothing is on its way */
 	f->tcp.snd_nxt = f->tcp.snd_max = f->tcp.sacked = f->tcp.snd_una;
 	f->tcp.rtx_at = f->tcp.persist_at = NEVER;
 	list_push(st, LIST_READY, f);
@@ -238,7 +231,7 @@ static void take_acked(struct cf_stack *st, struct flow *f, uint32_t acked)
 	if (t->down) {
 		ring_consume(t->down, text);
 		if (t->down->len == 0)
-			release_down(st, f);
+			ring_put(&st->rings, &t->down);
 	}
 	if (seq_eq(t->snd_una, t->snd_max) &&
 	    (f->state == FIN_WAIT_1 || f->state == CLOSING || f->state == LAST_ACK) && f->host_eof && !t->down)

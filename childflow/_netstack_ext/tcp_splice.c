@@ -91,11 +91,8 @@ void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end)
 
 void tcp_free(struct cf_stack *st, struct flow *f)
 {
-	if (f->tcp.up)
-		ring_put(&st->rings, f->tcp.up);
-	if (f->tcp.down)
-		ring_put(&st->rings, f->tcp.down);
-	f->tcp.up = f->tcp.down = NULL;
+	ring_put(&st->rings, &f->tcp.up);
+	ring_put(&st->rings, &f->tcp.down);
 }
 
 /* --- up --------------------------------------------------------------------------------------------------- */
@@ -141,8 +138,7 @@ static void release_up(struct cf_stack *st, struct flow *f)
 {
 	if (f->tcp.up->len > 0 || f->tcp.up->ahead_count > 0)
 		return;
-	ring_put(&st->rings, f->tcp.up);
-	f->tcp.up = NULL;
+	ring_put(&st->rings, &f->tcp.up);
 }
 
 /* Keep @text, which lies @ahead bytes beyond what is in order, until the host takes it. */
@@ -322,10 +318,8 @@ static bool pull_step(struct cf_stack *st, struct flow *f, uint32_t max)
 
 static void release_empty_down(struct cf_stack *st, struct flow *f)
 {
-	if (!f->tcp.down || f->tcp.down->len > 0)
-		return;
-	ring_put(&st->rings, f->tcp.down);
-	f->tcp.down = NULL;
+	if (f->tcp.down && f->tcp.down->len == 0)
+		ring_put(&st->rings, &f->tcp.down);
 }
 
 static void pull_down(struct cf_stack *st, struct flow *f)
