@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FREE_RINGS_KEPT 32 /* freed rings of a size kept for the next flow; more go back to the system */
+#define FREE_RINGS_KEPT 32 /* freed rings of a size kept for the next flow; more go back to the system. No fewer are reserved */
 
 static bool class_available(const struct ring_class *c) { return c->live < c->limit && (!c->exhausted || c->free); }
 
@@ -33,9 +33,27 @@ static struct ring *class_get(struct ring_class *c, uint8_t size)
 	return r;
 }
 
-struct ring *ring_get(struct ring_pool *pool, enum ring_size size)
+bool ring_pool_init(struct ring_pool *pool)
 {
-	for (uint8_t i = (uint8_t)size; i < RING_SIZES; i++) {
+	struct ring_class *c = &pool->classes[RING_RESERVED];
+
+	while (c->free_count < c->limit) {
+		struct ring *r = malloc(sizeof(*r) + c->capacity);
+
+		if (!r)
+			return false;
+		r->next_free = c->free;
+		c->free = r;
+		c->free_count++;
+	}
+	return true;
+}
+
+struct ring *ring_get(struct ring_pool *pool, enum ring_size size, enum ring_way way)
+{
+	uint8_t end = way == RING_UP ? RING_RESERVED : RING_SIZES;
+
+	for (uint8_t i = (uint8_t)size; i < end; i++) {
 		struct ring *r = class_get(&pool->classes[i], i);
 
 		if (r)
@@ -81,7 +99,17 @@ void ring_pool_free(struct ring_pool *pool)
 	}
 }
 
-bool ring_available(const struct ring_pool *pool) { return class_available(&pool->classes[RING_SMALL]); }
+uint32_t ring_available(const struct ring_pool *pool)
+{
+	uint32_t sum = 0;
+
+	for (int i = RING_SMALL; i < RING_SIZES; i++) {
+		const struct ring_class *c = &pool->classes[i];
+
+		sum += class_available(c) ? c->limit - c->live : 0;
+	}
+	return sum;
+}
 
 bool ring_exhausted(const struct ring_pool *pool)
 {

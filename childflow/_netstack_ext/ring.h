@@ -38,8 +38,11 @@ struct ring {
 };
 
 /* A flow that moves bytes has a large ring. A small one carries the byte that a zero-window probe needs, and is what a flow
- * gets when all large ones are held by others: slow, but never stuck. */
-enum ring_size { RING_LARGE, RING_SMALL, RING_SIZES };
+ * gets when all large ones are held by others: slow, but never stuck. The reserved ones are small, there from the beginning,
+ * and for the way down only: were all memory held by text on its way up, a host that first wants to be read from would never
+ * take it. */
+enum ring_size { RING_LARGE, RING_SMALL, RING_RESERVED, RING_SIZES };
+enum ring_way { RING_UP, RING_DOWN };
 
 struct ring_class {
 	uint32_t capacity, live, limit;
@@ -52,15 +55,17 @@ struct ring_pool {
 	struct ring_class classes[RING_SIZES];
 };
 
+/* Make the reserved rings, whose limit is set; false without memory. */
+bool ring_pool_init(struct ring_pool *pool);
 /* A ring of @size, or of a smaller one when those are at their limit; NULL when all are, or memory is out. */
-struct ring *ring_get(struct ring_pool *pool, enum ring_size size);
+struct ring *ring_get(struct ring_pool *pool, enum ring_size size, enum ring_way way);
 /* Give *@held back, if there is one; it is NULL then. */
 void ring_put(struct ring_pool *pool, struct ring **held);
 void ring_pool_free(struct ring_pool *pool);
-/* Bytes of the ring that ring_get(RING_LARGE) would give now; of the smallest when there is none. */
+/* Bytes of the ring that ring_get(RING_LARGE, RING_UP) would give now; of a small one when there is none. */
 uint32_t ring_capacity(const struct ring_pool *pool);
-/* Whether ring_get(RING_SMALL) may succeed. */
-bool ring_available(const struct ring_pool *pool);
+/* How many may get a ring by ring_get(RING_SMALL, RING_DOWN). */
+uint32_t ring_available(const struct ring_pool *pool);
 /* Whether some ring_get() found no memory; ring_retry() lets malloc be asked again. */
 bool ring_exhausted(const struct ring_pool *pool);
 void ring_retry(struct ring_pool *pool);

@@ -23,6 +23,7 @@
 #define TEXT_MAX 65475       /* an IPv4 packet of 65535 bytes less the longest headers */
 #define SMALL_RING 4096      /* bytes; one for each flow at the most */
 #define SMALL_RING_PART 16384 /* of the flow window: two units of the scaled window that the child is told */
+#define RESERVED_RINGS 4     /* one suffices for everything to go on, since the child empties it in a round trip */
 #define RETRY_US (50 * US_PER_MS) /* a kernel short of memory gets this long to find some */
 
 /* --- making and ending ------------------------------------------------------------------------------------ */
@@ -62,12 +63,14 @@ static bool open_descriptors(struct cf_stack *st)
 	       watch(st, st->timer_fd, EPOLLIN, TIMER_TAG);
 }
 
-static void init_rings(struct cf_stack *st)
+static bool init_rings(struct cf_stack *st)
 {
 	uint32_t large = (uint32_t)(st->cfg.buffer_limit / st->cfg.flow_window), part = st->cfg.flow_window / SMALL_RING_PART;
 
 	st->rings.classes[RING_LARGE] = (struct ring_class){.capacity = st->cfg.flow_window, .limit = large};
 	st->rings.classes[RING_SMALL] = (struct ring_class){.capacity = part > SMALL_RING ? part : SMALL_RING, .limit = st->cfg.max_flows};
+	st->rings.classes[RING_RESERVED] = (struct ring_class){.capacity = st->rings.classes[RING_SMALL].capacity, .limit = RESERVED_RINGS};
+	return ring_pool_init(&st->rings);
 }
 
 cf_stack *cf_stack_new(const struct cf_config *config)
@@ -87,11 +90,10 @@ cf_stack *cf_stack_new(const struct cf_config *config)
 	st->timer_armed = st->retry_at = NEVER;
 	st->tap_readable = st->tap_writable = true;
 	st->max_payload = TEXT_MAX;
-	init_rings(st);
 	st->icmp_errors = bucket_of_rate(st->cfg.icmp_error_rate, st->cfg.icmp_error_rate);
 	st->challenge_acks = bucket_of_rate(st->cfg.challenge_ack_rate, st->cfg.challenge_ack_rate);
 	st->frame = malloc(FRAME_MAX);
-	if (!st->frame || !flow_table_init(st) || !udp_init(st) || !slow_init(st) || !open_descriptors(st)) {
+	if (!st->frame || !init_rings(st) || !flow_table_init(st) || !udp_init(st) || !slow_init(st) || !open_descriptors(st)) {
 		int error = errno;
 
 		cf_stack_free(st);
@@ -178,11 +180,8 @@ static bool take_epoll_events(struct cf_stack *st)
 static void wake_for_rings(struct cf_stack *st)
 {
 	struct flow *f;
-	const struct ring_class *small = &st->rings.classes[RING_SMALL];
 
-	if (!ring_available(&st->rings))
-		return;
-	for (uint32_t room = small->limit - small->live; room > 0 && (f = list_pop(st, LIST_RING)); room--)
+	for (uint32_t room = ring_available(&st->rings); room > 0 && (f = list_pop(st, LIST_RING)); room--)
 		list_push(st, LIST_READY, f);
 }
 

@@ -141,26 +141,23 @@ static void release_up(struct cf_stack *st, struct flow *f)
 	ring_put(&st->rings, &f->tcp.up);
 }
 
-/* Keep @text, which lies @ahead bytes beyond what is in order, until the host takes it. */
-static void keep(struct cf_stack *st, struct flow *f, uint32_t ahead, const uint8_t *text, uint32_t len)
+/* Keep @text, which lies @ahead bytes beyond what is in order, until the host takes it; false when there was no room for all. */
+static bool keep(struct cf_stack *st, struct flow *f, uint32_t ahead, const uint8_t *text, uint32_t len)
 {
 	struct tcb *t = &f->tcp;
-	uint32_t before, room;
+	uint32_t before, room, fits;
 
-	if (!t->up && !(t->up = ring_get(&st->rings, RING_LARGE))) {
-		drop(st, CF_DROP_NO_BUFFER); /* not acknowledged, so the child sends it again */
-		return;
-	}
+	if (!t->up && !(t->up = ring_get(&st->rings, RING_LARGE, RING_UP)))
+		return false;
 	before = t->up->len;
 	room = t->up->capacity - before;
-	if (ahead + len > room) { /* of a small ring; in a large one the window fits */
-		drop(st, CF_DROP_NO_BUFFER);
-		len = ahead < room ? room - ahead : 0;
-	}
-	if (len > 0 && !ring_insert(t->up, before + ahead, text, len))
+	room = ahead < room ? room - ahead : 0;
+	fits = len < room ? len : room; /* all, in a large ring: the window fits it */
+	if (fits > 0 && !ring_insert(t->up, before + ahead, text, fits))
 		drop(st, CF_DROP_REASSEMBLY_FULL);
 	t->rcv_nxt = seq_add(t->rcv_nxt, t->up->len - before);
 	release_up(st, f);
+	return fits == len;
 }
 
 /* What comes ahead of a gap is answered at once, each time, since the child counts that (RFC 5681, 4.2). With SACK three are
@@ -205,25 +202,44 @@ static uint32_t send_straight(struct cf_stack *st, struct flow *f, const uint8_t
 
 	if (len >= SEND_AT_ONCE && f->tcp.up)
 		flush_text(st, f);
-	if (f->tcp.up || !f->host_writable || (len < SEND_AT_ONCE && (f->tcp.up = ring_get(&st->rings, RING_LARGE))))
+	if (f->tcp.up || !f->host_writable || (len < SEND_AT_ONCE && (f->tcp.up = ring_get(&st->rings, RING_LARGE, RING_UP))))
 		return 0;
 	return host_send(st, f, &iov, 1);
 }
 
-/* Text that check_sequence has cut to the window. */
+/* Take text that follows what is in order. What one small ring has no room for the host may still take at once: to drop it
+ * would leave a gap that only the child's timer fills. */
+static bool take_in_order(struct cf_stack *st, struct flow *f, const uint8_t *text, uint32_t len)
+{
+	seq start = f->tcp.rcv_nxt;
+	uint32_t taken = send_straight(st, f, text, len);
+
+	f->tcp.rcv_nxt = seq_add(start, taken);
+	while (!f->send_error && taken < len && !keep(st, f, 0, text + taken, len - taken)) {
+		if (!f->tcp.up)
+			return false; /* no ring to be had */
+		flush_text(st, f);
+		if (f->tcp.up && f->tcp.up->len > 0)
+			return false; /* the host takes no more */
+		taken = (uint32_t)seq_diff(f->tcp.rcv_nxt, start); /* more than @len, when that was there already */
+	}
+	return true;
+}
+
+/* Text that check_sequence has cut to the window. What is not taken is not acknowledged, so that the child sends it again. */
 void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len)
 {
-	struct tcb *t = &f->tcp;
-	uint32_t ahead = (uint32_t)seq_diff(at, t->rcv_nxt), taken = ahead == 0 ? send_straight(st, f, text, len) : 0;
-	bool new_gap;
+	uint32_t ahead = (uint32_t)seq_diff(at, f->tcp.rcv_nxt);
+	bool all = true, new_gap;
 
-	t->rcv_nxt = seq_add(t->rcv_nxt, taken);
+	if (!f->send_error)
+		all = ahead > 0 ? keep(st, f, ahead, text, len) : take_in_order(st, f, text, len);
 	if (f->send_error) {
 		drop(st, CF_DROP_CLOSED_DIRECTION);
 		return;
 	}
-	if (taken < len)
-		keep(st, f, ahead, text + taken, len - taken);
+	if (!all)
+		drop(st, CF_DROP_NO_BUFFER);
 	new_gap = ahead > 0 && tcp_note_ahead(f, at);
 	if (!owes_ack_at_once(f, ahead > 0, new_gap) || !tcp_send_ack(st, f))
 		tcp_ack_soon(st, f);
@@ -337,7 +353,7 @@ static void pull_down(struct cf_stack *st, struct flow *f)
 			list_push(st, LIST_READY, f);
 			break;
 		}
-		if (!f->tcp.down && !(f->tcp.down = ring_get(&st->rings, RING_LARGE))) {
+		if (!f->tcp.down && !(f->tcp.down = ring_get(&st->rings, RING_LARGE, RING_DOWN))) {
 			list_push(st, LIST_RING, f);
 			break;
 		}
@@ -355,7 +371,7 @@ static void prepare_probe(struct cf_stack *st, struct flow *f)
 
 	if (!may_pull(f) || t->child_window > 0 || !seq_eq(t->snd_una, t->snd_nxt))
 		return;
-	if (!t->down && !(t->down = ring_get(&st->rings, RING_SMALL))) {
+	if (!t->down && !(t->down = ring_get(&st->rings, RING_SMALL, RING_DOWN))) {
 		list_push(st, LIST_RING, f);
 		return;
 	}

@@ -571,6 +571,41 @@ def test_buffer_limit_many_flows_wait_and_all_go_on(stage):
     assert play.stack.buffered() == 0
 
 
+def test_buffer_limit_text_that_fills_a_gap_needs_no_page_when_the_host_reads(stage):
+    """One page that holds text ahead of a gap is no reason to drop what fills the gap: only the child's timer would
+    bring it again, later each time."""
+    play = stage(limits=ONE_RING)
+    play.establish(port=2)
+    child, host = play.child, play.host
+    hold_all(play)
+    play.child, play.host = child, host
+    play.child.sends(ACK, seq=2001, text=text_of(100, 2000))
+    play.child.gets(ACK, ack=1)
+    play.child.sends(ACK, seq=1, text=text_of(30_000))
+    play.child.gets(ACK, ack=30_001)
+    play.host.gets(text_of(30_000))
+    assert "no_buffer" not in play.stack.counters()
+
+
+def test_all_rings_held_leave_a_way_down(stage):
+    """A host that takes nothing before it is read from (an echo) is read from, whatever the others hold."""
+    play = stage(limits=Limits(max_flows=2, flow_window=65_536, buffer_limit=65_536))
+    hold_all(play)
+    play.host.end.send(b"never acknowledged")
+    play.rest()
+    play.establish(port=2, buffer=4096)
+    held = 65_536 + 2 * 4096  # both ways of the one, up of the other: all but what is reserved
+    for at in range(0, 20_000, 1000):
+        if play.stack.buffered() < held:
+            play.child.sends(ACK, text=text_of(1000, at))
+    assert play.stack.buffered() == held
+    play.child.forgets()
+    play.host.end.send(text_of(20_000))
+    play.rest()
+    assert play.child.reads(20_000) == text_of(20_000)
+    assert play.stack.buffered() == held
+
+
 def test_established_idle_flows_hold_nothing(stage):
     play = stage()
     for port in range(1, 201):

@@ -14,7 +14,7 @@ from childflow.limits import Limits
 from tests.lab.crowd import CROWD_ECHO, CROWD_HTTP
 from tests.lab.engine import engine_of
 from tests.lab.flood import flood
-from tests.lab.hosts import DROPPED_PORT
+from tests.lab.hosts import DROPPED_PORT, Host
 from tests.lab.lab import Lab
 from tests.lab.processes import CALLERS, Running
 from tests.lab.serve import ECHO
@@ -22,7 +22,8 @@ from tests.lab.serve import ECHO
 pytestmark = pytest.mark.soak
 IDLE_FLOWS = 10_000
 IDLE_WATCH_S = 20.0
-FLOOD_S, FLOOD_SLOWEST_S = 10.0, 0.5
+FLOOD_S, FLOOD_RATE, FLOOD_SLOWEST_S = 10.0, 200_000, 0.1
+RETRANSMISSION_S = 0.25  # TCP_RTO_MIN and a little
 SHORT_FLOWS, PARALLEL = 200_000, 1_000
 KIB_PER_FLOW = 1.0
 GROWTH_KIB = 2_048  # of the allocator's and the interpreter's own, over 180,000 flows
@@ -40,6 +41,12 @@ def told(running: Running) -> dict[str, object]:
     """The JSON that a client printed last."""
     result = running.wait(120).ok()
     return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def dropped_at_device(sandbox: Host) -> int:
+    """Frames that the sandbox's kernel had no room for in the queue of its TAP device."""
+    told = json.loads(sandbox.run("ip", "-json", "-s", "link", "show", "tap0"))
+    return int(told[0]["stats64"]["tx"]["dropped"])
 
 
 @pytest.mark.case("B32")
@@ -92,9 +99,10 @@ def test_200000_short_flows_leave_nothing(crowd: Lab, user: str) -> None:
 
 @pytest.mark.case("B33")
 @pytest.mark.parametrize("target", ["allowed", "blackholed", "denied"])
-def test_a_flood_of_syns_as_fast_as_it_goes(crowd: Lab, target: str) -> None:
-    """One core does nothing but send SYNs. Frames are lost when the engine does not get the other one for some time, so
-    that a canary may have to send again; the rest holds as under the lesser flood of `integration/test_limits.py`."""
+def test_a_flood_of_200000_syns_a_second(crowd: Lab, target: str) -> None:
+    """One core does nothing but send SYNs. When the other is not the engine's for 20 ms (400,000 frames come a second,
+    the resets of its own kernel among them), the child's kernel drops at its device; a canary's frame then takes one
+    retransmission more."""
     address = "127.0.0.1" if target == "denied" else crowd.server_ip(4)
     port = DROPPED_PORT if target == "blackholed" else CROWD_ECHO
     caller, most = crowd.caller("ordinary"), 0
@@ -105,8 +113,10 @@ def test_a_flood_of_syns_as_fast_as_it_goes(crowd: Lab, target: str) -> None:
         song = crowd.client("canary", crowd.server_ip(4), ECHO, stop)
         with engine.inside.start(*song, bare=True) as canary:
             canary.says("ready")
+            lost = dropped_at_device(engine.sandbox)
             sent: list[int] = []
-            flooding = Thread(target=lambda: sent.append(flood(engine.running, "syn", address, port, FLOOD_S)))
+            words = ("syn", address, port, FLOOD_S, FLOOD_RATE)
+            flooding = Thread(target=lambda: sent.append(flood(engine.running, *words)))
             flooding.start()
             while flooding.is_alive():
                 most = max(most, engine.descriptors())
@@ -116,9 +126,11 @@ def test_a_flood_of_syns_as_fast_as_it_goes(crowd: Lab, target: str) -> None:
             recovered = time.monotonic() - begin
             stop.write_text("")
             slowest = dict(json.loads(canary.wait(20).ok().stdout.splitlines()[-1]))["slowest"]
+            lost = dropped_at_device(engine.sandbox) - lost
     crowd.laptop.sysctl("net.ipv4.tcp_syn_retries", "6")
-    print(f"{target}: {sent[0] / FLOOD_S:.0f} SYNs a second, at most {most} descriptors, slowest {slowest:.3f} s")
-    assert sent[0] > 50_000 * FLOOD_S
+    rate = sent[0] / FLOOD_S
+    print(f"{target}: {rate:.0f} SYNs a second, at most {most} descriptors, slowest {slowest:.3f} s, {lost} lost")
+    assert rate > 0.9 * FLOOD_RATE
     assert most < Limits().max_half_open + 100
     assert recovered < 5
-    assert slowest < FLOOD_SLOWEST_S
+    assert slowest < FLOOD_SLOWEST_S + (RETRANSMISSION_S if lost else 0)

@@ -156,7 +156,7 @@ void check_books(struct cf_stack *st)
 		count_flow(&c, f);
 	}
 	HOLDS(c.flows == st->flow_count && c.udp == st->queues[QUEUE_PEERS].count && c.flows <= st->cfg.max_flows);
-	HOLDS(c.rings == st->rings.classes[RING_LARGE].live + st->rings.classes[RING_SMALL].live);
+	HOLDS(c.rings == st->rings.classes[RING_LARGE].live + st->rings.classes[RING_SMALL].live + st->rings.classes[RING_RESERVED].live);
 	HOLDS(c.streams == open_descriptors(KIND_STREAM));
 	HOLDS(st->udp_sockets == open_descriptors(KIND_DATAGRAM));
 	HOLDS(st->host_sockets == c.streams + st->udp_sockets); /* attached ones come on top of the limit */
