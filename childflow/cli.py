@@ -37,6 +37,44 @@ GROUPS = {
         Option(("--mtu",), "mtu", "BYTES", "MTU of the command's link (default: the host's)"),
         Option(("--limit",), "limits", "NAME=N", "change a limit, as max_flows=1000 (may be repeated)"),
     ),
+    "policy": (
+        Option(("--offline",), "offline", "", "nothing leaves at all"),
+        Option(
+            ("--block-private",), "block_private", "", "deny private, CGNAT, link-local and the host's own addresses"
+        ),
+        Option(("--block-metadata",), "block_metadata", "", "deny the metadata services of clouds"),
+        Option(("--default-policy",), "default_policy", "POLICY", "what no rule matches: allow (default) or deny"),
+        Option(
+            ("--allow-cidr",),
+            "allow_cidrs",
+            "RULE",
+            "allow a network, as 10.0.0.0/8, tcp:[2001:db8::/32]:22 (repeatable)",
+        ),
+        Option(("--deny-cidr",), "deny_cidrs", "RULE", "deny a network"),
+        Option(("--allow-domain",), "allow_domains", "NAME[:PORT]", "allow a name and all names below it"),
+        Option(("--deny-domain",), "deny_domains", "NAME[:PORT]", "deny a name and all names below it"),
+        Option(("--allow-domain-exact",), "allow_domains_exact", "NAME[:PORT]", "allow this name only"),
+        Option(("--deny-domain-exact",), "deny_domains_exact", "NAME[:PORT]", "deny this name only"),
+        Option(("--allow-domain-file",), "allow_domain_files", "FILE", "as --allow-domain, one name a line"),
+        Option(("--deny-domain-file",), "deny_domain_files", "FILE", "as --deny-domain, one name a line"),
+        Option(("--fail-on-leak",), "fail_on_leak", "", "exit 1 if something was denied and the command exits 0"),
+    ),
+    "names and proxies": (
+        Option(
+            ("-p", "--proxy"), "proxy", "URI", "connect through http://, https://, socks5:// or socks5h://HOST:PORT"
+        ),
+        Option(("-U", "--proxy-user"), "proxy_user", "USER", "the proxy's user"),
+        Option(
+            ("-P", "--proxy-password"),
+            "proxy_password",
+            "PASSWORD",
+            "the proxy's password; others see it in `ps`, but not if it is in CHILDFLOW_PROXY_PASSWORD",
+        ),
+        Option(("--proxy-insecure",), "proxy_insecure", "", "trust any certificate with the https proxy's name"),
+        Option(("--proxy-only",), "proxy_only", "", "nothing leaves except through the proxy, DNS included"),
+        Option(("--dns-mode",), "dns_mode", "MODE", "forward, or virtual: an address for each name (with a proxy)"),
+        Option(("--keep-ech",), "keep_ech", "", "leave keys for encrypted names (ECH) in DNS answers"),
+    ),
     "what happened": (
         Option(("--summary",), "summary", "", "say on stderr, after the run, what was reached"),
         Option(("--summary-format",), "summary_format", "FORMAT", "text (default) or json; implies --summary"),
@@ -200,7 +238,71 @@ def settings_from(found: dict[str, Any], command: tuple[str, ...]) -> Settings:
         limits=_limits(found["limits"]) if "limits" in found else (),
         summary="summary" in found or "summary_format" in found,
         summary_format=_choice("--summary-format", texts.get("summary_format", "text"), ("text", "json")),
+        default_policy=_choice("--default-policy", texts.get("default_policy", "allow"), ("allow", "deny")),
+        dns_mode=_dns_mode(texts, found),
+        **_policy(found),
+        **_proxy(texts, found),
     )
+
+
+_POLICY_FLAGS = ("offline", "block_private", "block_metadata", "fail_on_leak", "proxy_only", "keep_ech")
+_POLICY_LISTS = (
+    "allow_cidrs", "deny_cidrs", "allow_domains", "allow_domains_exact", "deny_domains", "deny_domains_exact",
+    "allow_domain_files", "deny_domain_files",
+)  # fmt: skip
+
+
+def _policy(found: dict[str, Any]) -> dict[str, Any]:
+    flags = {name: name in found for name in _POLICY_FLAGS}
+    return flags | {name: tuple(found.get(name, ())) for name in _POLICY_LISTS}
+
+
+_PROXY_OPTIONS = {
+    "proxy_only": "--proxy-only",
+    "proxy_user": "--proxy-user",
+    "proxy_password": "--proxy-password",
+    "proxy_insecure": "--proxy-insecure",
+}
+_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+
+def _proxy(texts: dict[str, str], found: dict[str, Any]) -> dict[str, Any]:
+    """The settings about the proxy. A password in the environment counts only beside a user."""
+    if "proxy" not in texts:
+        for setting, option in _PROXY_OPTIONS.items():
+            if setting in found:
+                raise UsageError(f"{option} needs a proxy; add --proxy URI")
+        return {}
+    scheme = _scheme(texts["proxy"])
+    if "proxy_insecure" in found and scheme != "https":
+        raise UsageError(f"--proxy-insecure is for https:// proxies, and this one is {scheme}://; leave it out")
+    user, password = texts.get("proxy_user"), texts.get("proxy_password")
+    if user is None and password is not None:
+        raise UsageError("--proxy-password needs a user; add --proxy-user USER")
+    if user is not None and password is None:
+        password = os.environ.get("CHILDFLOW_PROXY_PASSWORD") or None
+        if password is None:
+            raise UsageError("--proxy-user needs a password; set CHILDFLOW_PROXY_PASSWORD, or add --proxy-password")
+    insecure = "proxy_insecure" in found
+    return {"proxy": texts["proxy"], "proxy_user": user, "proxy_password": password, "proxy_insecure": insecure}
+
+
+def _scheme(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    if "@" in rest:  # the text would be in logs
+        raise UsageError("--proxy takes no user or password; give them as --proxy-user and CHILDFLOW_PROXY_PASSWORD")
+    if not separator or scheme.lower() not in _SCHEMES or not rest.strip("/"):
+        raise UsageError(f"--proxy can't be {uri!r}; give http://, https://, socks5:// or socks5h://HOST:PORT")
+    return scheme.lower()
+
+
+def _dns_mode(texts: dict[str, str], found: dict[str, Any]) -> str | None:
+    if "dns_mode" not in texts:
+        return None
+    mode = _choice("--dns-mode", texts["dns_mode"], ("forward", "virtual"))
+    if mode == "forward" and "proxy_only" in found:
+        raise UsageError("--dns-mode forward sends names past the proxy; leave it out, or --proxy-only")
+    return mode
 
 
 def _check_backend(texts: dict[str, str], root: bool) -> None:

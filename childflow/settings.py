@@ -17,6 +17,8 @@ class Settings(NamedTuple):
     `command` is argv of the command; `mtu` in bytes, None for the host's egress MTU; `keep_fds` are descriptors above 2
     that the command keeps although they are neither pipe nor FIFO; `flow_log` is a path, `-` for standard output,
     `fd:N` for an inherited descriptor, or None; `limits` are those of `limits.py` that were set, by name.
+    Rules, files and the proxy are the texts that were given (`policy/rules.py` reads them); `dns_mode` None is the
+    default that `virtual_names` tells.
     """
 
     command: tuple[str, ...]
@@ -33,10 +35,70 @@ class Settings(NamedTuple):
     summary: bool = False
     summary_format: str = "text"
     limits: tuple[tuple[str, int], ...] = ()
+    offline: bool = False
+    block_private: bool = False
+    block_metadata: bool = False
+    default_policy: str = "allow"
+    allow_cidrs: tuple[str, ...] = ()
+    deny_cidrs: tuple[str, ...] = ()
+    allow_domains: tuple[str, ...] = ()
+    allow_domains_exact: tuple[str, ...] = ()
+    deny_domains: tuple[str, ...] = ()
+    deny_domains_exact: tuple[str, ...] = ()
+    allow_domain_files: tuple[str, ...] = ()
+    deny_domain_files: tuple[str, ...] = ()
+    fail_on_leak: bool = False
+    proxy: str | None = None
+    proxy_user: str | None = None
+    proxy_password: str | None = None
+    proxy_insecure: bool = False
+    proxy_only: bool = False
+    dns_mode: str | None = None
+    keep_ech: bool = False
+
+    @property
+    def virtual_names(self) -> bool:
+        """Every name gets an address of its own, and a connection to that is one to the name (`--dns-mode`)."""
+        if self.dns_mode is None:
+            return self.proxy is not None or self.proxy_only
+        return self.dns_mode == "virtual"
 
     def controls(self) -> list[str]:
-        """The rules that are in force, as they would be given on the command line."""
-        return [f"dns={self.dns}"] if self.dns is not None else []
+        """The rules that are in force, as they would be given on the command line; never the proxy's password."""
+        found: list[str] = []
+        for name, setting in _CONTROLS:
+            value = getattr(self, setting)
+            if value is True:
+                found.append(name)
+            elif isinstance(value, tuple):
+                found += [f"{name}={text}" for text in value]
+            elif value:
+                found.append(f"{name}={value}")
+        return [text for text in found if text != "default-policy=allow"]
+
+
+# In the order in which they are judged, then what they are judged with.
+_CONTROLS = (
+    ("offline", "offline"),
+    ("proxy-only", "proxy_only"),
+    ("block-metadata", "block_metadata"),
+    ("block-private", "block_private"),
+    ("deny-cidr", "deny_cidrs"),
+    ("deny-domain-exact", "deny_domains_exact"),
+    ("deny-domain", "deny_domains"),
+    ("deny-domain-file", "deny_domain_files"),
+    ("allow-cidr", "allow_cidrs"),
+    ("allow-domain-exact", "allow_domains_exact"),
+    ("allow-domain", "allow_domains"),
+    ("allow-domain-file", "allow_domain_files"),
+    ("default-policy", "default_policy"),
+    ("fail-on-leak", "fail_on_leak"),
+    ("keep-ech", "keep_ech"),
+    ("dns", "dns"),
+    ("dns-mode", "dns_mode"),
+    ("proxy", "proxy"),
+    ("proxy-insecure", "proxy_insecure"),
+)
 
 
 class Addresses(NamedTuple):

@@ -61,6 +61,67 @@ def test_options(words: list[str], setting: str, value: object) -> None:
     assert getattr(parsed(*words, "true"), setting) == value
 
 
+POLICY_FLAGS = ["offline", "block_private", "block_metadata", "fail_on_leak", "keep_ech"]
+POLICY_LISTS = ["allow_cidrs", "deny_cidrs", "allow_domains", "deny_domains", "allow_domains_exact",
+                "deny_domains_exact", "allow_domain_files", "deny_domain_files"]  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", POLICY_FLAGS)
+def test_policy_flags(setting: str) -> None:
+    name = setting.replace("_", "-")
+    settings = parsed(f"--{name}", "true")
+    assert getattr(settings, setting) is True
+    assert settings.controls() == [name]
+
+
+@pytest.mark.parametrize("setting", POLICY_LISTS)
+def test_policy_lists_accumulate(setting: str) -> None:
+    name = setting.replace("s_exact", "_exact").removesuffix("s").replace("_", "-")
+    settings = parsed(f"--{name}", "one", f"--{name}=two", "true")
+    assert getattr(settings, setting) == ("one", "two")
+    assert settings.controls() == [f"{name}=one", f"{name}=two"]
+
+
+def test_default_policy() -> None:
+    assert parsed("--default-policy", "allow", "true").controls() == []
+    assert parsed("--default-policy", "deny", "true").controls() == ["default-policy=deny"]
+
+
+PROXY = ("-p", "socks5://192.0.2.1:1080")
+
+
+def test_proxy_and_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parsed(*PROXY, "-U", "bob", "-P", "secret", "true")
+    assert (settings.proxy, settings.proxy_user, settings.proxy_password) == (PROXY[1], "bob", "secret")
+    assert settings.controls() == ["proxy=socks5://192.0.2.1:1080"]
+    monkeypatch.setenv("CHILDFLOW_PROXY_PASSWORD", "quiet")
+    assert parsed(*PROXY, "-U", "bob", "true").proxy_password == "quiet"
+    assert parsed(*PROXY, "-U", "bob", "-P", "secret", "true").proxy_password == "secret"
+    assert parsed(*PROXY, "true").proxy_password is None
+    assert parsed("true").proxy_password is None
+
+
+def test_proxy_flags() -> None:
+    settings = parsed("--proxy=https://proxy.example:3129", "--proxy-insecure", "--proxy-only", "true")
+    assert settings.proxy_insecure
+    assert settings.proxy_only
+    assert settings.controls() == ["proxy-only", "proxy=https://proxy.example:3129", "proxy-insecure"]
+
+
+@pytest.mark.parametrize(
+    ("words", "virtual"),
+    [
+        ([], False),
+        ([*PROXY], True),
+        ([*PROXY, "--proxy-only"], True),
+        ([*PROXY, "--dns-mode", "forward"], False),
+        (["--dns-mode", "virtual"], True),
+    ],
+)
+def test_names_are_virtual_with_a_proxy_or_by_choice(words: list[str], virtual: bool) -> None:
+    assert parsed(*words, "true").virtual_names is virtual
+
+
 def test_debug_variable_is_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHILDFLOW_DEBUG", "1")
     assert parsed("true").verbose
@@ -95,6 +156,21 @@ def test_debug_variable_is_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--backend", "rootful", "true"], "--backend rootful: the rootful backend is not built yet"),
         (["--root", "true"], "--root: the rootful backend is not built yet"),
         (["--backend", "magic", "true"], "choose rootless-internal"),
+        (["--default-policy", "drop", "true"], "choose allow or deny"),
+        (["--dns-mode", "magic", "true"], "choose forward or virtual"),
+        (["--proxy-only", "true"], "--proxy-only needs a proxy; add --proxy URI"),
+        (["-U", "bob", "true"], "--proxy-user needs a proxy"),
+        (["-P", "secret", "true"], "--proxy-password needs a proxy"),
+        (["--proxy-insecure", "true"], "--proxy-insecure needs a proxy"),
+        ([*PROXY, "-U", "bob", "true"], "--proxy-user needs a password; set CHILDFLOW_PROXY_PASSWORD"),
+        ([*PROXY, "-P", "secret", "true"], "--proxy-password needs a user"),
+        ([*PROXY, "--proxy-insecure", "true"], "is for https:// proxies, and this one is socks5://"),
+        ([*PROXY, "--proxy-only", "--dns-mode", "forward", "true"], "sends names past the proxy"),
+        (["-p", "ftp://192.0.2.1", "true"], "--proxy can't be 'ftp://192.0.2.1'; give http://"),
+        (["-p", "192.0.2.1:3128", "true"], "--proxy can't be"),
+        (["-p", "http://", "true"], "--proxy can't be"),
+        (["--allow-cidr"], "--allow-cidr needs a value"),
+        (["--offline=yes", "true"], "takes no value"),
         (["--sumary", "true"], "did you mean --summary?"),
         (["-x", "true"], "unknown option -x"),
     ],
@@ -108,12 +184,20 @@ def test_refused(words: list[str], part: str, capfd: pytest.CaptureFixture[str])
     assert part in shown.err
 
 
-@pytest.mark.parametrize(
-    "name", ["--offline", "--proxy", "-p", "--capture", "--block-private", "--profile", "--doctor"]
-)
+@pytest.mark.parametrize("name", ["--capture", "-c", "--iface", "--hosts-file", "--profile", "--doctor"])
 def test_options_that_are_not_built_are_unknown(name: str) -> None:
     with pytest.raises(UsageError, match="unknown option"):
         parsed(name, "true")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-p", "http://bob:secret@192.0.2.1:3128"], ["-P", "secret"], [*PROXY, "-P", "secret"]],
+)
+@pytest.mark.case("D22")
+def test_a_refusal_does_not_tell_the_password(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "true"]) == 2
+    assert "secret" not in capfd.readouterr().err
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
