@@ -77,7 +77,7 @@ OF_THE_STACK = [
     Fault("epoll_wait", 8, errno.EINTR),
     Fault("timerfd_settime", 4, errno.ENOMEM),
     Fault("fcntl", 3, errno.EACCES),
-    Fault("malloc", 9, errno.ENOMEM),
+    Fault("malloc", 13, errno.ENOMEM),  # the first that a flow needs
 ]
 OF_PYTHON = [
     Fault("recv", 4, errno.ENOMEM, scope=ENGINE),  # of DNS over TCP
