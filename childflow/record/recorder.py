@@ -19,7 +19,7 @@ from childflow.netstack.events import Connected, Ended, Question
 from childflow.policy.verdict import ICMP4, TCP, Verdict, address_text
 from childflow.record.null import NullRecorder
 from childflow.record.tally import MAX_ADDRESSES, OpenFlow, PingRow, Tally
-from childflow.services import dns
+from childflow.services import dns, dns_answer
 from childflow.settings import ADDRESSES, DNS_PORT, Settings
 
 if TYPE_CHECKING:
@@ -227,7 +227,8 @@ class Recorder(NullRecorder):
         row.rcode = dns.rcode(answer)
         self.tally.events["dns_answer"] += 1
         addresses = []
-        for found in dns.answer_addresses(answer, query.question):
+        chain = dns_answer.read_chain(answer, query.question)
+        for found in chain.addresses if chain is not None else ():
             self._learn(found.address, name)
             addresses.append(address_text(found.address))
         for text in addresses:

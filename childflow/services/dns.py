@@ -1,12 +1,12 @@
-"""DNS messages: what childflow must read of them and the few it writes itself. Bytes in, bytes out, no I/O.
+"""DNS queries: what childflow must read of them, and how it refuses one. Bytes in, bytes out, no I/O.
 
 Queries are relayed as they came, so a message is never decoded whole: `read_query` walks it once, which is enough to
-refuse what does not parse, and `answer_addresses` walks an answer for its A and AAAA records. Neither follows a
-compression pointer (an owner's name is never needed), so the work is linear in the message however hostile it is.
+refuse what does not parse. It follows no compression pointer (no record's owner is needed), so the work is linear in
+the message however hostile it is.
 That walk costs 3 µs where decoding with dnslib costs 97 µs; tests hold the two against each other.
 
 Invariants: what `read_query` returns a Query for has one question and ends exactly where its records end.
-Not here:   sockets, time-outs, which resolver is asked (`dns_service.py`).
+Not here:   what an answer says (`dns_answer.py`), sockets, time-outs, which resolver is asked (`dns_service.py`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ _TYPE_NAMES = {1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "
 
 _PLAIN = frozenset(range(0x21, 0x7F)) - frozenset(b'".\\();@$')  # what RFC 1035 5.1 lets stand for itself
 _HEADER = struct.Struct("!HHHHHH")
-_RECORD = struct.Struct("!HHIH")  # type, class, TTL in seconds, length of the data
-_QUESTION_TAIL = struct.Struct("!HH")
 
 
 class Query(NamedTuple):
@@ -54,13 +52,6 @@ class Bad(NamedTuple):
     """A query that is not passed on: `reply` answers it, or None where not even an id came."""
 
     reply: bytes | None
-
-
-class Address(NamedTuple):
-    """An A or AAAA record of an answer: packed address, TTL in seconds."""
-
-    address: bytes
-    ttl: int
 
 
 def read_query(message: bytes) -> Query | Bad:
@@ -96,7 +87,7 @@ def _question_end(message: bytes) -> int:
     return -1
 
 
-def _skip_name(message: bytes, at: int) -> int:
+def skip_name(message: bytes, at: int) -> int:
     """Past the name at `at`, or -1. Ends at a pointer without following it."""
     limit = len(message)
     start = at
@@ -116,7 +107,7 @@ def _skip_records(message: bytes, at: int, count: int) -> int:
     """Past `count` resource records from `at`, or -1 when they don't fit."""
     limit = len(message)
     for _ in range(count):
-        at = _skip_name(message, at)
+        at = skip_name(message, at)
         if at < 0 or at + 10 > limit:
             return -1
         at += 10 + (message[at + 8] << 8 | message[at + 9])
@@ -130,12 +121,6 @@ def _refusal(message: bytes, rcode: int) -> bytes:
     ident = message[0] << 8 | message[1]
     asked = message[2] if len(message) > 2 else 0
     return _HEADER.pack(ident, 0x8000 | (asked & 0x79) << 8 | 0x80 | rcode, 0, 0, 0, 0)
-
-
-def answer_without_records(query: bytes, question: bytes, rcode: int) -> bytes:
-    """The reply to `query` (its bytes, `question` its question section) that says `rcode` and nothing else."""
-    flags = 0x8080 | (query[2] & 0x79) << 8 | (query[3] & 0x10) | rcode  # opcode, RD and CD as asked; RA
-    return _HEADER.pack(query[0] << 8 | query[1], flags, 1, 0, 0, 0) + question
 
 
 def answers(message: bytes, question: bytes) -> bool:
@@ -152,24 +137,6 @@ def answers(message: bytes, question: bytes) -> bool:
 def rcode(message: bytes) -> int:
     """The response code of an answer (its low four bits; EDNS's upper bits are not looked at)."""
     return message[3] & 15
-
-
-def answer_addresses(message: bytes, question: bytes) -> list[Address]:
-    """The addresses in the answer section of `message`; what is behind a broken record is left out."""
-    found: list[Address] = []
-    if message[4:6] != b"\0\1":
-        return found
-    at = HEADER_BYTES + len(question)
-    for _ in range(message[6] << 8 | message[7]):
-        at = _skip_name(message, at)
-        if at < 0 or at + 10 > len(message):
-            break
-        rtype, rclass, ttl, length = _RECORD.unpack_from(message, at)
-        data = message[at + 10 : at + 10 + length]
-        at += 10 + length
-        if rclass == CLASS_IN and (rtype, len(data)) in ((TYPE_A, 4), (TYPE_AAAA, 16)):
-            found.append(Address(data, ttl))
-    return found
 
 
 def name_text(question: bytes) -> str:

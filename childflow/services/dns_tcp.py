@@ -18,7 +18,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from childflow.services import dns
+from childflow.services import dns, dns_reply
 from childflow.services.resolvers import Resolver, Resolvers
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class TcpForwarder:
         answer, server = await self._ask_in_turn(query, message, order, since + GIVE_UP_S)
         mode = "relayed" if answer is not None else "synthetic_empty"
         if answer is None:
-            answer = dns.answer_without_records(message, query.question, dns.SERVFAIL)
+            answer = dns_reply.empty(message, query.question, dns.SERVFAIL)
         if self._recorder.active:
             self._recorder.dns_answer("tcp", server.text, query, answer, mode, self._loop.time() - since)
         return answer

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from childflow.errors import StackError
 from childflow.netstack.events import Datagram
-from childflow.services import dns
+from childflow.services import dns, dns_reply
 from childflow.services.resolvers import Resolver, Resolvers
 from childflow.services.watch import Watch
 
@@ -285,7 +285,7 @@ class UdpForwarder:
         if pending.fallback is not None:
             self._finish(pending, pending.fallback, server, "relayed")
             return
-        answer = dns.answer_without_records(pending.to.payload, pending.query.question, dns.SERVFAIL)
+        answer = dns_reply.empty(pending.to.payload, pending.query.question, dns.SERVFAIL)
         self._finish(pending, answer, server, "synthetic_empty")
 
     def _forget(self, pending: Pending) -> None:

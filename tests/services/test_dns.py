@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from childflow.services import dns
+from childflow.services import dns, dns_reply
 from tests.services.play import answer_to, query
 
 EDNS = b"\0" + struct.pack("!HHIH", 41, 4096, 0, 0)
@@ -103,35 +103,6 @@ def test_query_reads_as_dnslib_made_it(labels: list[str], qtype: int, ident: int
     assert (read.ident, read.qtype, dns.name_text(read.question)) == (ident, qtype, ".".join(labels).lower())
 
 
-ADDRESS = st.one_of(st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16))
-
-
-@settings(max_examples=200, deadline=None)
-@given(LABELS, st.lists(st.tuples(ADDRESS, st.integers(0, 2**31 - 1)), max_size=8))
-def test_answer_addresses_reads_what_dnslib_wrote(labels: list[str], addresses: list[tuple[bytes, int]]) -> None:
-    asked = dnslib.DNSRecord(q=dnslib.DNSQuestion(".".join(labels)))
-    reply = asked.reply()
-    reply.add_answer(dnslib.RR(".".join(labels), dnslib.QTYPE.CNAME, ttl=5, rdata=dnslib.CNAME("cdn.test")))
-    for address, ttl in addresses:
-        record = dnslib.A(tuple(address)) if len(address) == 4 else dnslib.AAAA(tuple(address))
-        rtype = dnslib.QTYPE.A if len(address) == 4 else dnslib.QTYPE.AAAA
-        reply.add_answer(dnslib.RR("cdn.test", rtype, ttl=ttl, rdata=record))
-    message = reply.pack()
-    question = dns.read_query(asked.pack())
-    assert isinstance(question, dns.Query)
-    assert dns.answers(message, question.question)
-    assert dns.answer_addresses(message, question.question) == [dns.Address(a, t) for a, t in addresses]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=80), st.integers(0, 65535))
-def test_answer_addresses_of_any_bytes_ends(tail: bytes, count: int) -> None:
-    read = dns.read_query(query())
-    assert isinstance(read, dns.Query)
-    message = query()[:6] + count.to_bytes(2, "big") + query()[8:] + tail
-    assert len(dns.answer_addresses(message, read.question)) <= count
-
-
 def question_of(message: bytes) -> bytes:
     read = dns.read_query(message)
     assert isinstance(read, dns.Query)
@@ -151,7 +122,7 @@ def test_answers_matches_the_question_only() -> None:
 
 def test_servfail_repeats_id_question_and_recursion() -> None:
     message = query("a.test", ident=0xBEEF)
-    parsed = dnslib.DNSRecord.parse(dns.answer_without_records(message, question_of(message), dns.SERVFAIL))
+    parsed = dnslib.DNSRecord.parse(dns_reply.empty(message, question_of(message), dns.SERVFAIL))
     assert (parsed.header.id, parsed.header.rcode, parsed.header.qr, parsed.header.rd, parsed.header.ra) == (
         0xBEEF, 2, 1, 1, 1,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from childflow.services import dns
+from childflow.services import dns, dns_answer, dns_reply
 
 _HEADER = struct.Struct("!HHHHHH")
 
@@ -45,20 +45,79 @@ def _check_query(asked: bytes, query: dns.Query) -> None:
     assert len(name) <= 4 * 255
     assert name.isascii()
     assert dns.type_name(query.qtype)
-    empty = dns.answer_without_records(asked, query.question, dns.SERVFAIL)
+    empty = dns_reply.empty(asked, query.question, dns.SERVFAIL)
     assert dns.answers(empty, query.question)
     assert dns.rcode(empty) == dns.SERVFAIL
+    assert dns_reply.wire_name(name) == query.question[:-4].lower()
+    blocked = dns_reply.blocked(asked, query.question, name)
+    assert dns.rcode(blocked) == dns.NOERROR
+    assert (dns_reply.room(asked, query.question) is None) == (dns_reply.room(blocked, query.question) is None)
 
 
 def _check_answer(asked: bytes, query: dns.Query, answered: bytes) -> None:
     if not dns.answers(answered, query.question):
         return
     assert dns.rcode(answered) < 16
-    addresses = dns.answer_addresses(answered, query.question)
-    assert len(addresses) * 15 <= len(answered), "more addresses than bytes for them"
-    for address in addresses:
+    chain = dns_answer.read_chain(answered, query.question)
+    if chain is not None:
+        _check_chain(query, answered, chain)
+    stripped = dns_answer.without_ech(answered, query.question)
+    if stripped is not None and stripped is not answered:
+        _check_stripped(query, answered, stripped, chain)
+
+
+def _check_chain(query: dns.Query, answered: bytes, chain: dns_answer.Chain) -> None:
+    assert len(chain.addresses) * 15 <= len(answered), "more addresses than bytes for them"
+    assert len(set(chain.names)) == len(chain.names)
+    assert dns.name_text(query.question) not in chain.names
+    for address in chain.addresses:
         assert len(address.address) in (4, 16)
         assert address.address in answered
+    if answered[4:6] == b"\0\1":
+        assert chain == _plain_chain(answered, query.question), "another reader finds another chain"
+
+
+def _plain_chain(message: bytes, question: bytes) -> dns_answer.Chain:
+    """The plain reference: take names in until none is added, then the addresses of those."""
+    records = []
+    at = 12 + len(question)
+    for _ in range(int.from_bytes(message[6:8], "big")):
+        owner, end = _whole_name(message, at), _name(message, at, pointers=True)
+        kind, klass, ttl, size = struct.unpack_from("!HHIH", message, end)
+        at = end + 10 + size
+        records.append((owner, kind, klass, ttl, message[end + 10 : at], end + 10))
+    names = [question[:-4].lower()]
+    for name in names:  # grows under way
+        for owner, kind, klass, _, _, start in records:
+            if (owner, kind, klass) == (name, 5, 1) and (target := _whole_name(message, start)) not in names:
+                names.append(target)
+    found = [
+        dns_answer.Address(data, ttl)
+        for name in names
+        for owner, kind, klass, ttl, data, _ in records
+        if (owner, klass) == (name, 1) and (kind, len(data)) in ((1, 4), (28, 16))
+    ]
+    return dns_answer.Chain(tuple(dns.name_text(name) for name in names[1:]), found)
+
+
+def _whole_name(message: bytes, at: int) -> bytes:
+    labels = b""
+    while message[at]:
+        if message[at] >= 0xC0:
+            at = int.from_bytes(message[at : at + 2], "big") & 0x3FFF
+            continue
+        labels += message[at : at + 1 + message[at]]
+        at += 1 + message[at]
+    return labels.lower() + b"\0"
+
+
+def _check_stripped(query: dns.Query, answered: bytes, stripped: bytes, chain: dns_answer.Chain | None) -> None:
+    assert dns.answers(stripped, query.question)
+    assert dns.rcode(stripped) == dns.rcode(answered)
+    assert dns_answer.without_ech(stripped, query.question) is stripped, "there still are ECH keys"
+    again = dns_answer.read_chain(stripped, query.question)
+    assert again is not None
+    assert chain is None or again.names == chain.names
 
 
 def _is_query(message: bytes) -> bool:
@@ -131,5 +190,34 @@ def seeds() -> list[bytes]:
     )
     answers = [answer, chain, *(answer[:at] for at in range(12, len(answer), 3)), answer[:6] + b"\xff\xff" + answer[8:]]
     answers += [answer[:30] + b"\xff\xff" + answer[32:], _HEADER.pack(7, 0x8182, 0, 0, 0, 0), _query()]
+    answers += _chains() + _bindings()
     both = [(q, b"") for q in queries] + [(good, a) for a in answers]
     return [len(q).to_bytes(2, "big") + q + a for q, a in both]
+
+
+def _answered(*records: bytes) -> bytes:
+    return _HEADER.pack(7, 0x81A0, 1, len(records), 0, 0) + b"\1a\4test\0\0\1\0\1" + b"".join(records)
+
+
+def _chains() -> list[bytes]:
+    far = bytes((203, 0, 113, 5))
+    alias = _record(b"\xc0\x0c", 5, b"\3cdn\xc0\x0e")  # cdn.test
+    return [
+        _answered(alias, _record(b"\xc0\x24", 1, far)),
+        _answered(_record(b"\3CDN\4test\0", 1, far), alias, _record(b"\3cdn\4test\0", 5, b"\xc0\x0c")),
+        _answered(alias, _record(b"\5other\0", 1, far), _record(b"\5other\0", 5, b"\3cdn\4test\0")),
+    ]
+
+
+def _bindings() -> list[bytes]:
+    ech = b"\0\5\0\6\0\4\xfe\x0d\0\0"
+    head = b"\0\1\0\0\1\0\3\2h2"
+    return [
+        _answered(_record(b"\xc0\x0c", kind, data))
+        for kind in (64, 65)
+        for data in (head + ech, head, b"\0\1\0\0\0\0\4\0\1\0\5" + ech, b"\0\0\3cdn\4test\0" + ech, head + ech[:-1])
+    ] + [
+        _answered(
+            _record(b"\xc0\x0c", 5, b"\3cdn\xc0\x0e"), _record(b"\xc0\x24", 65, head + ech), _record(b"\0", 41, b"")
+        )
+    ]
