@@ -1,7 +1,7 @@
 /* api.h: the contract between the C stack and Python. This one text is cffi's cdef and what the C files include.
  *
  * C moves bytes and never decides: it parks a flow, puts a question where cf_events() finds it, and goes on. Python
- * answers allow, deny or attach. C never calls Python, has no global state, and no clock or randomness of its own:
+ * answers allow, deny or attach, or holds the flow to see first what the child has to say. C never calls Python, has no global state, and no clock or randomness of its own:
  * both are arguments. Addresses are in network byte order; ports and times (microseconds of a monotonic clock) are plain
  * numbers. `up` is child to host, `down` is host to child. One thread at a time may call into one stack. */
 
@@ -57,13 +57,15 @@ enum cf_event_kind {
 	CF_EVENT_QUESTION,      /* a new flow is parked: allow, deny or attach it */
 	CF_EVENT_CONNECTED,     /* the host side of a TCP flow is there, or `error` (an errno) says why not */
 	CF_EVENT_ENDED,         /* the flow is over; `detail` is a cf_end */
-	CF_EVENT_DATAGRAM,      /* UDP payload for the gateway's port 53 in `data` */
+	CF_EVENT_DATAGRAM,      /* UDP payload for port 53 of `remote`, the gateway or any other host, in `data`; never a flow */
 	CF_EVENT_SLOW,          /* a packet for the slow path in `data`; `detail` is a cf_slow */
+	CF_EVENT_FLIGHT,        /* more of what the child says is held; `detail` is 1 when it has said all (its FIN) */
 };
 
 enum cf_end { CF_END_FIN, CF_END_RST_CHILD, CF_END_RST_HOST, CF_END_TIMEOUT, CF_END_IDLE, CF_END_KILLED };
-/* ECHO_FRAGMENTABLE: an echo request without DF, or that the child had cut itself. */
-enum cf_slow { CF_SLOW_ARP, CF_SLOW_ND, CF_SLOW_ECHO, CF_SLOW_FRAGMENT, CF_SLOW_ECHO_FRAGMENTABLE };
+/* ECHO_FRAGMENTABLE: an echo request without DF, or that the child had cut itself. SPOOFED: the head of a packet that was
+ * dropped for its source, at most one a second. */
+enum cf_slow { CF_SLOW_ARP, CF_SLOW_ND, CF_SLOW_ECHO, CF_SLOW_FRAGMENT, CF_SLOW_ECHO_FRAGMENTABLE, CF_SLOW_SPOOFED };
 
 struct cf_event {
 	uint8_t kind, protocol, detail, address_len; /* address_len: 4 or 16 bytes of `remote` count */
@@ -120,13 +122,28 @@ int cf_events(cf_stack *st, struct cf_event *out, int max);
 
 /* Let a parked flow out: TCP connects a host socket and reports CF_EVENT_CONNECTED; UDP sends what was parked. */
 int cf_flow_allow(cf_stack *st, cf_flow_id flow);
-/* Refuse a parked flow; @how is what the child sees. */
+/* As cf_flow_allow(), but the host side is @port of the 4 or 16 bytes of @address (unicast, of either family). What the child
+ * sees keeps the address that it used. */
+int cf_flow_allow_to(cf_stack *st, cf_flow_id flow, int address_len, const uint8_t *address, uint16_t port);
+/* Refuse a parked flow, or a held one whatever its state; @how is what the child sees, but a TCP handshake that was answered
+ * ends in an RST. What was held is thrown away, and a host side that is there already is reset: no byte of it ever left. */
 int cf_flow_deny(cf_stack *st, cf_flow_id flow, enum cf_denial how);
 /* Use the connected stream socket @fd as the host side of a parked TCP flow. On CF_OK @fd belongs to the stack. */
 int cf_flow_attach(cf_stack *st, cf_flow_id flow, int fd);
 
-/* Answer a CF_EVENT_DATAGRAM from the gateway's port 53 to the child's @child_port; @address_len 4 or 16 chooses the family. */
-int cf_reply_datagram(cf_stack *st, int address_len, uint16_t child_port, const uint8_t *payload, uint32_t len);
+/* Hold a parked flow, so that Python may look at what the child says before any of it leaves. TCP: allow or attach it as usual;
+ * the child is connected, what it sends is acknowledged and kept (its window says how much may come), its end is kept back,
+ * too; what the host sends goes down. UDP: the peer stays parked. CF_EVENT_FLIGHT tells of what comes. */
+int cf_flow_hold(cf_stack *st, cf_flow_id flow);
+/* Copy up to @max bytes of what is held of a held flow to @out: of TCP the text in order (@index 0), of UDP the @index-th datagram
+ * that is not empty. Returns how many bytes there are, 0 when none. */
+int64_t cf_flow_held(cf_stack *st, cf_flow_id flow, uint32_t index, uint8_t *out, uint32_t max);
+/* Let what is held of a TCP flow leave with the next cf_turn(), and all that follows. A held UDP peer is allowed instead. */
+int cf_flow_pass(cf_stack *st, cf_flow_id flow);
+
+/* Answer a CF_EVENT_DATAGRAM from port 53 of the 4 or 16 bytes of @address to the child's @child_port. */
+int cf_reply_datagram(cf_stack *st, int address_len, const uint8_t *address, uint16_t child_port, const uint8_t *payload,
+		      uint32_t len);
 /* Give the child the whole IP packet, or the whole Ethernet frame, at @bytes. */
 int cf_send_ip(cf_stack *st, const uint8_t *bytes, uint32_t len);
 int cf_send_frame(cf_stack *st, const uint8_t *bytes, uint32_t len);

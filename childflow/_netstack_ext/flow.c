@@ -39,7 +39,7 @@ bool flow_table_init(struct cf_stack *st)
 static void free_what_it_holds(struct cf_stack *st, struct flow *f)
 {
 	/* what the host will never get must not end in a FIN that looks whole */
-	host_close(st, f, f->protocol == PROTO_TCP && (f->tcp.up || !f->fin_taken));
+	host_close(st, f, f->protocol == PROTO_TCP && !(f->fin_taken && up_is_done(f)));
 	if (f->protocol == PROTO_TCP)
 		tcp_free(st, f);
 	else
@@ -235,7 +235,7 @@ struct flow *flow_new(struct cf_stack *st, uint8_t protocol, int address_len, ui
 	}
 	*f = (struct flow){
 		.index = f->index, .generation = (f->generation + 1) & GENERATION_MASK, .state = PARKED,
-		.protocol = protocol, .address_len = (uint8_t)address_len, .child_port = child_port, .remote_port = remote_port,
+		.protocol = protocol, .address_len = (uint8_t)address_len, .host_address_len = (uint8_t)address_len, .child_port = child_port, .remote_port = remote_port,
 		.bucket = bucket_of(st, protocol, address_len, child_port, remote, remote_port),
 		.host_fd = -1, .heap_pos = NONE, .deadline = NEVER, .asked_at = st->now, .active_at = st->now,
 	};
@@ -315,6 +315,8 @@ void flow_report_connected(struct cf_stack *st, struct flow *f)
 	report(st, f, PENDING_CONNECTED);
 }
 
+void flow_report_flight(struct cf_stack *st, struct flow *f) { report(st, f, PENDING_FLIGHT); }
+
 void flow_report_end(struct cf_stack *st, struct flow *f, enum cf_end end)
 {
 	if (!f->asked || f->ended)
@@ -327,6 +329,7 @@ void flow_report_end(struct cf_stack *st, struct flow *f, enum cf_end end)
 	f->ended = true;
 	f->end = (uint8_t)end;
 	f->ended_at = st->now;
+	f->pending &= (uint8_t)~PENDING_FLIGHT; /* there is nothing to look at any more */
 	report(st, f, PENDING_ENDED);
 }
 
@@ -339,7 +342,7 @@ static void fill_event(const struct flow *f, struct cf_event *e, enum cf_event_k
 	memcpy(e->remote, f->remote, sizeof(e->remote));
 }
 
-/* Move one flow's waiting events to @out, which has room for three. */
+/* Move one flow's waiting events to @out, which has room for three: a question comes alone, and a flight not with the end. */
 static int take_pending(const struct flow *f, uint8_t pending, struct cf_event *out)
 {
 	int n = 0;
@@ -350,6 +353,10 @@ static int take_pending(const struct flow *f, uint8_t pending, struct cf_event *
 		fill_event(f, &out[n], CF_EVENT_CONNECTED);
 		out[n].error = f->connect_error;
 		out[n++].duration_us = f->connected_at - f->asked_at;
+	}
+	if (pending & PENDING_FLIGHT) {
+		fill_event(f, &out[n], CF_EVENT_FLIGHT);
+		out[n++].detail = f->protocol == PROTO_TCP && f->fin_taken;
 	}
 	if (pending & PENDING_ENDED) {
 		fill_event(f, &out[n], CF_EVENT_ENDED);

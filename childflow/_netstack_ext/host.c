@@ -17,21 +17,31 @@
 
 #define UDP_BUFFER (1 << 20) /* bytes; a burst that one turn has not read yet. The kernel caps it at net.core.?mem_max */
 
-/* Fill in a sockaddr_in or sockaddr_in6 with the far end of @f. */
-void host_address_of(const struct flow *f, void *sockaddr, uint32_t *len)
+/* Fill in a sockaddr_in or sockaddr_in6. */
+void host_address_of(const struct far_end *to, void *sockaddr, uint32_t *len)
 {
 	struct sockaddr_in *v4 = sockaddr;
 	struct sockaddr_in6 *v6 = sockaddr;
 
-	if (f->address_len == 4) {
-		*v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(f->remote_port)};
-		memcpy(&v4->sin_addr, f->remote, 4);
+	if (to->address_len == 4) {
+		*v4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(to->port)};
+		memcpy(&v4->sin_addr, to->address, 4);
 		*len = sizeof(*v4);
 	} else {
-		*v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(f->remote_port)};
-		memcpy(&v6->sin6_addr, f->remote, 16);
+		*v6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(to->port)};
+		memcpy(&v6->sin6_addr, to->address, 16);
 		*len = sizeof(*v6);
 	}
+}
+
+/* The bytes of the address in a sockaddr_in or sockaddr_in6, and its port. */
+const uint8_t *host_address_in(const void *sockaddr, uint16_t *port)
+{
+	const struct sockaddr_in *v4 = sockaddr;
+	const struct sockaddr_in6 *v6 = sockaddr;
+
+	*port = ntohs(v4->sin_port); /* at the same place in both */
+	return v4->sin_family == AF_INET ? (const uint8_t *)&v4->sin_addr : (const uint8_t *)&v6->sin6_addr;
 }
 
 static bool set_int(int fd, int level, int option, int value)
@@ -103,7 +113,7 @@ void host_follow_tos(struct flow *f, uint8_t tos)
 {
 	f->tos = tos;
 	if (f->host_fd >= 0)
-		set_tos(f->host_fd, f->address_len, tos);
+		set_tos(f->host_fd, f->host_address_len, tos);
 }
 
 static void tune_stream(int fd)
@@ -117,23 +127,23 @@ static void tune_stream(int fd)
 static void set_what_was_asked(const struct flow *f, int fd)
 {
 	if (f->tos)
-		set_tos(fd, f->address_len, f->tos);
+		set_tos(fd, f->host_address_len, f->tos);
 	if (f->hop_limit == HOP_LIMIT_DEFAULT)
 		return;
-	if (f->address_len == 4)
+	if (f->host_address_len == 4)
 		set_int(fd, IPPROTO_IP, IP_TTL, f->hop_limit - 1);
 	else
 		set_int(fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS, f->hop_limit - 1);
-	keep_errors(fd, f->address_len, true);
+	keep_errors(fd, f->host_address_len, true);
 }
 
 /* Start connecting the host side of @f; 0, or the errno that says why it can't be. */
-int host_connect(struct cf_stack *st, struct flow *f)
+int host_connect(struct cf_stack *st, struct flow *f, const struct far_end *to)
 {
-	struct sockaddr_in6 to;
-	uint32_t to_len;
+	struct sockaddr_in6 address;
+	uint32_t len;
 
-	f->host_fd = new_socket(st, f->address_len, SOCK_STREAM);
+	f->host_fd = new_socket(st, to->address_len, SOCK_STREAM);
 	if (f->host_fd < 0) {
 		if (errno == EMFILE || errno == ENFILE)
 			drop(st, CF_DROP_NO_DESCRIPTOR);
@@ -141,8 +151,8 @@ int host_connect(struct cf_stack *st, struct flow *f)
 	}
 	tune_stream(f->host_fd);
 	set_what_was_asked(f, f->host_fd);
-	host_address_of(f, &to, &to_len);
-	if (connect(f->host_fd, (struct sockaddr *)&to, to_len) < 0 && errno != EINPROGRESS)
+	host_address_of(to, &address, &len);
+	if (connect(f->host_fd, (struct sockaddr *)&address, len) < 0 && errno != EINPROGRESS)
 		return errno;
 	return watch(st, f->host_fd, WATCH_STREAM, flow_id(f)) < 0 ? errno : 0;
 }
@@ -219,16 +229,19 @@ void host_told_mtu(struct msghdr *m, uint32_t *mtu)
 /* The ICMP error that ended a connect with a hop limit of its own; *e points into @control. */
 bool host_connect_told_icmp(const struct flow *f, void *control, struct icmp_error *e)
 {
-	struct msghdr m = {.msg_control = control, .msg_controllen = HOST_ERROR_ROOM};
+	struct sockaddr_in6 to = {0};
+	struct msghdr m = {.msg_name = &to, .msg_namelen = sizeof(to), .msg_control = control, .msg_controllen = HOST_ERROR_ROOM};
+	uint16_t port;
 
 	return f->host_fd >= 0 && f->hop_limit != HOP_LIMIT_DEFAULT &&
-	       recvmsg(f->host_fd, &m, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0 && host_told_icmp(&m, f->address_len, e);
+	       recvmsg(f->host_fd, &m, MSG_ERRQUEUE | MSG_DONTWAIT) >= 0 && host_told_icmp(&m, f->host_address_len, e) &&
+	       icmp_for_child(f, host_address_in(&to, &port), e);
 }
 
 void host_connected(const struct flow *f)
 {
 	if (f->hop_limit != HOP_LIMIT_DEFAULT)
-		keep_errors(f->host_fd, f->address_len, false);
+		keep_errors(f->host_fd, f->host_address_len, false);
 }
 
 /* Close the host socket, at once and with an RST if @reset, else as close(2) does. */

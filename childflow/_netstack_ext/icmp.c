@@ -10,6 +10,8 @@
 #define ICMP_FRAGMENTATION_NEEDED 4 /* a code of the former */
 #define ICMPV6_UNREACHABLE 1
 #define ICMPV6_TOO_BIG 2
+#define ICMP_TIME_EXCEEDED 11
+#define ICMPV6_TIME_EXCEEDED 3
 #define MTU_MIN6 1280 /* RFC 8200, 5 */
 #define QUOTE_MAX 512 /* room for an IP header, the transport header and some text; RFC 1812 asks for at most 576 in all */
 
@@ -35,6 +37,55 @@ struct icmp_error icmp_too_big(int address_len, uint32_t mtu)
 		return (struct icmp_error){ICMP_UNREACHABLE, ICMP_FRAGMENTATION_NEEDED, mtu & 0xffff, NULL};
 	return (struct icmp_error){ICMPV6_TOO_BIG, 0, mtu < MTU_MIN6 ? MTU_MIN6 : mtu, NULL};
 }
+
+/* --- from one family to the other ------------------------------------------------------------------------- */
+
+static bool to_ipv6(struct icmp_error *e)
+{
+	static const uint8_t unreachable[16] = {0, 3, 255, 4, 255, 255, 0, 3, 0, 1, 1, 0, 3, 1, 255, 1}; /* by IPv4's code; 255: none */
+
+	if (icmp_is_too_big(4, e->type, e->code)) {
+		*e = icmp_too_big(16, e->extra + IPV6_HEADER_LEN - IPV4_HEADER_LEN);
+		return true;
+	}
+	if (e->type == ICMP_TIME_EXCEEDED) {
+		*e = (struct icmp_error){.type = ICMPV6_TIME_EXCEEDED, .code = e->code};
+		return true;
+	}
+	if (e->type != ICMP_UNREACHABLE || e->code >= sizeof(unreachable) || unreachable[e->code] == 255)
+		return false;
+	*e = (struct icmp_error){.type = ICMPV6_UNREACHABLE, .code = unreachable[e->code]};
+	return true;
+}
+
+static bool to_ipv4(struct icmp_error *e)
+{
+	static const uint8_t unreachable[] = {0, 13, 0, 1, 3}; /* by IPv6's code */
+
+	if (e->type == ICMPV6_TOO_BIG) {
+		*e = icmp_too_big(4, e->extra - (IPV6_HEADER_LEN - IPV4_HEADER_LEN));
+		return true;
+	}
+	if (e->type == ICMPV6_TIME_EXCEEDED) {
+		*e = (struct icmp_error){.type = ICMP_TIME_EXCEEDED, .code = e->code};
+		return true;
+	}
+	if (e->type != ICMPV6_UNREACHABLE || e->code >= sizeof(unreachable))
+		return false;
+	*e = (struct icmp_error){.type = ICMP_UNREACHABLE, .code = unreachable[e->code]};
+	return true;
+}
+
+bool icmp_for_child(const struct flow *f, const uint8_t *to, struct icmp_error *e)
+{
+	if (f->address_len != f->host_address_len) /* in the spirit of RFC 7915, 4.2 and 5.2; from us, where the router has no such address */
+		return f->address_len == 16 ? to_ipv6(e) : to_ipv4(e);
+	if (e->from && f->translated && memcmp(e->from, to, f->address_len) == 0)
+		e->from = f->remote;
+	return true;
+}
+
+/* --- sending ---------------------------------------------------------------------------------------------- */
 
 void icmp_send(struct cf_stack *st, int address_len, struct icmp_error e, const uint8_t *quoted, uint32_t quoted_len)
 {

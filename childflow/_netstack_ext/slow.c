@@ -1,4 +1,5 @@
-/* slow.c: the bounded queue of packets that Python handles: DNS datagrams, ARP, neighbour discovery, echo, fragments.
+/* slow.c: the bounded queue of packets that Python handles: DNS datagrams, ARP, neighbour discovery, echo, fragments, and
+ * word of spoofed ones.
  *
  * One flat buffer that Python empties after each turn; what does not fit is dropped and counted. Token buckets keep a flood
  * of rare packets from taking the CPU: two, so that fragments (45 of them make one large datagram) and the control packets
@@ -7,6 +8,8 @@
 #include <string.h>
 
 #include "stack.h"
+
+#define SPOOFED_HEAD 128 /* bytes: to see where it was to go, and by what protocol */
 
 struct slow_entry {
 	struct cf_event event;
@@ -41,6 +44,7 @@ bool slow_init(struct cf_stack *st)
 	st->slow.entries = malloc(st->cfg.slow_packets * sizeof(*st->slow.entries));
 	st->slow.control = bucket_of_rate(st->cfg.control_rate, tenth(st->cfg.control_rate));
 	st->slow.fragments = bucket_of_rate(st->cfg.fragment_rate, tenth(st->cfg.fragment_rate));
+	st->slow.spoofed = bucket_of_rate(1, 1);
 	return st->slow.bytes && st->slow.entries;
 }
 
@@ -61,14 +65,21 @@ static bool rate_allows(struct cf_stack *st, const struct cf_event *e)
 {
 	if (e->kind == CF_EVENT_DATAGRAM)
 		return true;
+	if (e->detail == CF_SLOW_SPOOFED)
+		return true;
 	return bucket_take(e->detail == CF_SLOW_FRAGMENT ? &st->slow.fragments : &st->slow.control, st->now);
+}
+
+static bool has_room(const struct cf_stack *st, uint32_t len)
+{
+	return st->slow.count < st->cfg.slow_packets && len <= st->cfg.slow_bytes - st->slow.used;
 }
 
 void slow_push(struct cf_stack *st, struct cf_event e, const uint8_t *bytes, uint32_t len)
 {
 	struct slow_queue *q = &st->slow;
 
-	if (q->count == st->cfg.slow_packets || len > st->cfg.slow_bytes - q->used) {
+	if (!has_room(st, len)) {
 		drop(st, CF_DROP_SLOW_PATH_FULL);
 		return;
 	}
@@ -80,6 +91,16 @@ void slow_push(struct cf_stack *st, struct cf_event e, const uint8_t *bytes, uin
 	e.data_len = len;
 	q->entries[q->count++] = (struct slow_entry){e, q->used};
 	q->used += len;
+}
+
+/* Python hears of one a second. The packet was dropped and counted already, so one that is not told of is not counted here. */
+void slow_tell_spoofed(struct cf_stack *st, const uint8_t *packet, uint32_t len)
+{
+	struct cf_event e = {.kind = CF_EVENT_SLOW, .detail = CF_SLOW_SPOOFED};
+
+	len = len < SPOOFED_HEAD ? len : SPOOFED_HEAD;
+	if (has_room(st, len) && bucket_take(&st->slow.spoofed, st->now))
+		slow_push(st, e, packet, len);
 }
 
 int slow_events(struct cf_stack *st, struct cf_event *out, int max)

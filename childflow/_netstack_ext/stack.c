@@ -125,7 +125,7 @@ static enum cf_end end_with_run(const struct flow *f)
 {
 	if (f->protocol == PROTO_UDP)
 		return f->state == OPEN ? CF_END_IDLE : CF_END_KILLED;
-	return f->state >= ESTABLISHED && f->fin_taken && !f->tcp.up ? CF_END_FIN : CF_END_KILLED;
+	return f->state >= ESTABLISHED && f->fin_taken && up_is_done(f) ? CF_END_FIN : CF_END_KILLED;
 }
 
 int cf_close_all(cf_stack *st)
@@ -288,7 +288,7 @@ uint32_t cf_unfinished(const cf_stack *st)
 	for (uint32_t i = 0; i < st->flow_top; i++) {
 		const struct flow *f = flow_at(st, i);
 
-		n += f->protocol == PROTO_TCP && f->state >= SYN_RECEIVED && (!f->fin_taken || f->tcp.up);
+		n += f->protocol == PROTO_TCP && f->state >= SYN_RECEIVED && !(f->fin_taken && up_is_done(f));
 	}
 	return n;
 }

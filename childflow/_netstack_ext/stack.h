@@ -73,7 +73,15 @@ struct tcb {
 	uint64_t keepalive_sent_at;
 };
 
+/* An address and port as the host's kernel is told them. */
+struct far_end {
+	uint8_t address[16], address_len;
+	uint16_t port;
+};
+
 struct udp_peer {
+	struct far_end to;
+	uint32_t to_next;              /* in its bucket of cf_stack.translated: index + 1 */
 	uint32_t map;                  /* index of the child port's host socket, NONE before the verdict */
 	uint32_t map_prev, map_next;   /* other peers of that socket */
 	struct parked *parked;         /* datagrams that wait for the verdict, oldest first */
@@ -88,6 +96,9 @@ struct flow {
 	uint8_t queue;                 /* enum flow_queue */
 	uint8_t on_list;               /* bit per enum flow_list */
 	uint8_t state, protocol, address_len, hop_limit, tos;
+	bool held;                     /* what the child says stays here until Python has seen it */
+	bool translated;               /* the host side has another address than the one that the child uses */
+	uint8_t host_address_len;      /* 4 or 16: the family of the host side */
 	uint8_t pending;               /* bit per event that Python has not read yet: PENDING_ below */
 	uint8_t end;
 	bool asked;                    /* Python knows of this flow */
@@ -114,6 +125,7 @@ struct flow {
 #define PENDING_QUESTION 1
 #define PENDING_CONNECTED 2
 #define PENDING_ENDED 4
+#define PENDING_FLIGHT 8
 
 struct list {
 	uint32_t head, tail;
@@ -126,7 +138,7 @@ struct queue { /* doubly linked: a flow may leave from anywhere */
 /* One UDP host socket for one child port and family (RFC 4787 REQ-1: endpoint-independent mapping). */
 struct udp_map {
 	int host_fd;
-	uint32_t generation, peers, next_free;
+	uint32_t generation, peers, translated, next_free; /* translated: of its peers */
 	uint32_t first_peer, prev, next; /* the maps in use, least recently used first */
 	uint16_t child_port;
 	uint8_t address_len;
@@ -145,7 +157,7 @@ struct slow_queue {
 	uint8_t *bytes;
 	uint32_t used, count, taken;
 	struct slow_entry *entries;
-	struct bucket control, fragments;
+	struct bucket control, fragments, spoofed;
 };
 
 struct cf_stack {
@@ -177,7 +189,8 @@ struct cf_stack {
 	uint32_t map_count, map_room, free_map;
 	struct list maps_by_use;
 	uint32_t ready_head, ready_tail; /* queue of maps with datagrams or errors to read */
-	uint32_t *map_of_port[2];      /* by family and child port */
+	uint32_t *map_of_port[2];      /* by the host side's family and child port */
+	uint32_t *translated;          /* UDP peers by host side and child port; NULL before the first one */
 	struct udp_batch *batch;
 
 	struct slow_queue slow;
@@ -187,9 +200,10 @@ struct cf_stack {
 };
 
 static inline void drop(struct cf_stack *st, int why) { st->drops[why]++; }
-static inline int family_of(const struct flow *f) { return f->address_len == 4 ? 0 : 1; }
 /* The child has closed or aborted and needs nothing more; the host may still have bytes to take. */
 static inline bool child_is_done(const struct flow *f) { return f->state == TIME_WAIT || f->state == DRAINING; }
+/* All that the child has said, its FIN included if that came, was passed on to the host. */
+static inline bool up_is_done(const struct flow *f) { return !f->tcp.up && !f->held; }
 /* The largest segment that the link's MTU takes. */
 static inline uint16_t own_mss(const struct cf_stack *st, const struct flow *f)
 {
@@ -229,6 +243,8 @@ struct icmp_error {
 struct icmp_error icmp_denial(enum cf_denial how, int address_len);
 struct icmp_error icmp_too_big(int address_len, uint32_t mtu);
 bool icmp_is_too_big(int address_len, uint8_t type, uint8_t code);
+/* Make of *@e, which came for what the host side of @f sent to @to, what the child would see; false when it would see nothing. */
+bool icmp_for_child(const struct flow *f, const uint8_t *to, struct icmp_error *e);
 /* Quote @quoted, an IP packet of the child's. */
 void icmp_send(struct cf_stack *st, int address_len, struct icmp_error e, const uint8_t *quoted, uint32_t quoted_len);
 /* Quote the packet that opened or belongs to @f, rebuilt: its transport header, with @text behind a UDP header. */
@@ -246,6 +262,7 @@ struct flow *flow_new(struct cf_stack *st, uint8_t protocol, int address_len, ui
 		      uint16_t remote_port);
 void flow_ask(struct cf_stack *st, struct flow *f);
 void flow_report_connected(struct cf_stack *st, struct flow *f);
+void flow_report_flight(struct cf_stack *st, struct flow *f);
 /* Queue CF_EVENT_ENDED, once. The flow may stay in the table (TIME-WAIT). */
 void flow_report_end(struct cf_stack *st, struct flow *f, enum cf_end end);
 /* Take the flow out of the table, report its end, free what it holds. @f must not be used after it. */
@@ -266,7 +283,7 @@ struct flow *timer_due(struct cf_stack *st);
 bool timer_arm(struct cf_stack *st);
 
 /* host.c: real sockets */
-int host_connect(struct cf_stack *st, struct flow *f);
+int host_connect(struct cf_stack *st, struct flow *f, const struct far_end *to);
 int host_adopt(struct cf_stack *st, struct flow *f, int fd);
 int host_take_error(const struct flow *f);
 #define HOST_ERROR_ROOM 512 /* bytes of control messages with an entry of an error queue */
@@ -278,7 +295,8 @@ void host_close(struct cf_stack *st, struct flow *f, bool reset);
 int host_udp_socket(struct cf_stack *st, int address_len, uint64_t epoll_tag);
 void host_udp_may_fragment(int fd, int address_len, bool may);
 void host_follow_tos(struct flow *f, uint8_t tos);
-void host_address_of(const struct flow *f, void *sockaddr_in6, uint32_t *len);
+void host_address_of(const struct far_end *to, void *sockaddr_in6, uint32_t *len);
+const uint8_t *host_address_in(const void *sockaddr, uint16_t *port);
 void host_close_udp(struct cf_stack *st, int fd);
 #define MAP_TAG (1ull << 63)
 #define TAP_TAG UINT64_MAX
@@ -305,6 +323,7 @@ void tcp_send_reset(struct cf_stack *st, struct flow *f);
 void tcp_refuse_ack(struct cf_stack *st, struct flow *f, seq ack);
 void tcp_refuse_segment(struct cf_stack *st, const struct ip_view *ip, const struct tcp_view *tcp);
 void tcp_abort(struct cf_stack *st, struct flow *f, enum cf_end end);
+uint32_t tcp_held(const struct flow *f, uint8_t *out, uint32_t max);
 void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len);
 void tcp_arm_persist(struct cf_stack *st, struct flow *f);
 void tcp_rtt_sample(struct flow *f, uint64_t now);
@@ -328,7 +347,8 @@ void tcp_move(struct cf_stack *st, struct flow *f, enum tcp_event event);
 bool udp_init(struct cf_stack *st);
 void udp_shutdown(struct cf_stack *st);
 void udp_input(struct cf_stack *st, const struct ip_view *ip, const struct udp_view *udp);
-int udp_allow(struct cf_stack *st, struct flow *f);
+void udp_allow(struct cf_stack *st, struct flow *f, const struct far_end *to);
+uint32_t udp_held(const struct flow *f, uint32_t index, uint8_t *out, uint32_t max);
 void udp_deny(struct cf_stack *st, struct flow *f, enum cf_denial how);
 void udp_host_event(struct cf_stack *st, uint64_t tag, uint32_t events);
 void udp_service(struct cf_stack *st);
@@ -343,6 +363,7 @@ bool slow_init(struct cf_stack *st);
 void slow_free(struct cf_stack *st);
 void slow_push(struct cf_stack *st, struct cf_event e, const uint8_t *bytes, uint32_t len);
 void slow_begin_turn(struct cf_stack *st);
+void slow_tell_spoofed(struct cf_stack *st, const uint8_t *packet, uint32_t len);
 int slow_events(struct cf_stack *st, struct cf_event *out, int max);
 
 #endif

@@ -370,6 +370,8 @@ static bool take_fin(struct cf_stack *st, struct flow *f, struct segment *s)
 	tcp_move(st, f, GOT_CHILD_FIN);
 	tcp_ack_soon(st, f);
 	list_push(st, LIST_READY, f);
+	if (f->held)
+		flow_report_flight(st, f);
 	return true;
 }
 
@@ -413,7 +415,7 @@ void tcp_input(struct cf_stack *st, const struct ip_view *ip, const struct tcp_v
 	int why;
 
 	if (f && reopens(f, tcp)) {
-		if (f->tcp.up)
+		if (!up_is_done(f))
 			flow_unhash(st, f); /* the host still takes what was acknowledged */
 		else
 			flow_close(st, f, CF_END_FIN);

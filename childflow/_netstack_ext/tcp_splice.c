@@ -3,7 +3,8 @@
  * Up: a segment's text goes straight from the frame to the host socket; what the socket does not take waits in the up ring,
  * whose free space is the window the child is told. Down: the host socket is read only as far as the child's window goes,
  * into the down ring, where it stays until it is acknowledged. Each end of file is passed on when all before it is gone.
- * Invariants: accepted bytes leave in order and once; an idle flow holds no ring. */
+ * While a flow is held (cf_flow_hold) nothing goes up: text waits in the ring as if the host took none, and so does the FIN.
+ * Invariants: accepted bytes leave in order and once, none of a flow that is held; an idle flow holds no ring. */
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -179,7 +180,7 @@ static bool owes_ack_at_once(struct flow *f, bool ahead, bool new_gap)
 /* Give the host what waits for it. */
 static void flush_text(struct cf_stack *st, struct flow *f)
 {
-	while (f->tcp.up && f->tcp.up->len > 0 && f->host_writable) {
+	while (f->tcp.up && f->tcp.up->len > 0 && f->host_writable && !f->held) {
 		struct iovec iov[2];
 		int pieces = ring_pieces(f->tcp.up, 0, f->tcp.up->len, iov);
 		uint32_t n = host_send(st, f, iov, pieces);
@@ -202,7 +203,7 @@ static uint32_t send_straight(struct cf_stack *st, struct flow *f, const uint8_t
 
 	if (len >= SEND_AT_ONCE && f->tcp.up)
 		flush_text(st, f);
-	if (f->tcp.up || !f->host_writable || (len < SEND_AT_ONCE && (f->tcp.up = ring_get(&st->rings, RING_LARGE, RING_UP))))
+	if (f->tcp.up || !f->host_writable || f->held || (len < SEND_AT_ONCE && (f->tcp.up = ring_get(&st->rings, RING_LARGE, RING_UP))))
 		return 0;
 	return host_send(st, f, &iov, 1);
 }
@@ -230,6 +231,7 @@ static bool take_in_order(struct cf_stack *st, struct flow *f, const uint8_t *te
 void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *text, uint32_t len)
 {
 	uint32_t ahead = (uint32_t)seq_diff(at, f->tcp.rcv_nxt);
+	seq start = f->tcp.rcv_nxt;
 	bool all = true, new_gap;
 
 	if (!f->send_error)
@@ -240,6 +242,8 @@ void tcp_take_up(struct cf_stack *st, struct flow *f, seq at, const uint8_t *tex
 	}
 	if (!all)
 		drop(st, CF_DROP_NO_BUFFER);
+	if (f->held && seq_after(f->tcp.rcv_nxt, start))
+		flow_report_flight(st, f);
 	new_gap = ahead > 0 && tcp_note_ahead(f, at);
 	if (!owes_ack_at_once(f, ahead > 0, new_gap) || !tcp_send_ack(st, f))
 		tcp_ack_soon(st, f);
@@ -254,11 +258,24 @@ static void flush_up(struct cf_stack *st, struct flow *f)
 		release_up(st, f);
 	if (tcp_window_opened(st, f))
 		tcp_ack_soon(st, f);
-	if (f->fin_taken && !f->tcp.up && !f->host_shut && f->host_fd >= 0) {
+	if (f->fin_taken && up_is_done(f) && !f->host_shut && f->host_fd >= 0) {
 		f->host_shut = true;
 		if (shutdown(f->host_fd, SHUT_WR) < 0)
 			send_failed(st, f, errno); /* the connection broke; its end must not look whole */
 	}
+}
+
+uint32_t tcp_held(const struct flow *f, uint8_t *out, uint32_t max)
+{
+	uint32_t len = f->tcp.up ? f->tcp.up->len : 0, left = len < max ? len : max;
+	struct iovec iov[2];
+	int pieces = left > 0 ? ring_pieces(f->tcp.up, 0, left, iov) : 0;
+
+	for (int i = 0; i < pieces; i++) {
+		memcpy(out, iov[i].iov_base, iov[i].iov_len);
+		out += iov[i].iov_len;
+	}
+	return len;
 }
 
 /* --- down ------------------------------------------------------------------------------------------------- */
@@ -399,7 +416,7 @@ static void discard_down(struct cf_stack *st, struct flow *f)
 /* When the child's side is done and the host has everything, the descriptor goes at once; TIME-WAIT needs none. */
 static void finish(struct cf_stack *st, struct flow *f)
 {
-	if (!child_is_done(f) || f->tcp.up || f->send_error) /* what can't leave must not end in good order */
+	if (!child_is_done(f) || !up_is_done(f) || f->send_error) /* what can't leave must not end in good order */
 		return;
 	host_close(st, f, false);
 	flow_report_end(st, f, CF_END_FIN);

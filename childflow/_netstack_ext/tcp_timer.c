@@ -61,7 +61,7 @@ static uint64_t idle_deadline(const struct flow *f)
 {
 	uint64_t at;
 
-	if (f->state == TIME_WAIT && !f->tcp.up)
+	if (f->state == TIME_WAIT && up_is_done(f))
 		return f->active_at + TIME_WAIT_US;
 	if (child_is_done(f))
 		return f->active_at + HOST_STALL_US;
@@ -137,7 +137,7 @@ static void persist_timeout(struct cf_stack *st, struct flow *f)
 
 static void idle_timeout(struct cf_stack *st, struct flow *f)
 {
-	if (f->state == TIME_WAIT && !f->tcp.up) {
+	if (f->state == TIME_WAIT && up_is_done(f)) {
 		flow_close(st, f, CF_END_FIN);
 		return;
 	}

@@ -1,13 +1,14 @@
 /* udp.c: datagrams both ways: one host socket for each child port, however many peers it talks to (RFC 4787, REQ-1).
  *
  * A peer (a flow) is ruled once; its first datagrams are parked until the verdict. What comes back is carried only from an
- * address and port that the child has written to (REQ-8, address and port dependent filtering). A datagram larger than the
+ * address and port that the child has written to (REQ-8, address and port dependent filtering), or that stand for one in the
+ * place of what it wrote to (cf_flow_allow_to): such peers are found by their host side, too. A datagram larger than the
  * MTU goes down whole: the child's kernel takes a local frame of any size. Errors come back from the socket's error queue,
  * with the router or host that sent them, and go down as the ICMP that the child would have seen.
  * A datagram leaves as the child sent it: its hop limit less one, its DSCP and ECN bits, and DF. One with DF (in IPv6: one
  * that the child did not cut) leaves uncut or is answered "too big" with the path's MTU; the socket is told so when that
  * changes, which it rarely does. Down, the DSCP and ECN bits come along.
- * Not here: fragments from the child (Python reassembles), DNS to the gateway (slow.c). */
+ * Not here: fragments from the child (Python reassembles), DNS, whose datagrams are never a peer's (slow.c). */
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdlib.h>
@@ -24,6 +25,7 @@
 #define FAILURES_AT_ONCE 16              /* of one map: reads that fail for another reason than that nothing is there */
 #define ERRORS_AT_ONCE 64                /* of one map */
 #define MTU_CERTAIN4 576                 /* every IPv4 host takes that much (RFC 791, 3.1) */
+#define MTU_CERTAIN6 1280                /* and every IPv6 link (RFC 8200, 5) */
 #define IDLE_ANSWERED_US (300 * US_PER_S) /* RFC 4787, REQ-5: at least 2 minutes, 5 recommended */
 #define IDLE_UNANSWERED_US (120 * US_PER_S)
 #define IDLE_DNS_US (17 * US_PER_S)      /* longer than any resolver waits */
@@ -72,6 +74,7 @@ void udp_shutdown(struct cf_stack *st)
 	for (int i = 0; i < 2; i++)
 		free(st->map_of_port[i]);
 	free(st->maps);
+	free(st->translated);
 	free(st->batch);
 }
 
@@ -185,7 +188,7 @@ static int map_socket(struct cf_stack *st, uint32_t index)
 /* The map of a child port, made if there is none; NONE with errno. */
 static uint32_t map_get(struct cf_stack *st, const struct flow *f)
 {
-	uint32_t *slot = &st->map_of_port[family_of(f)][f->child_port], index;
+	uint32_t *slot = &st->map_of_port[f->host_address_len == 4 ? 0 : 1][f->child_port], index;
 	struct udp_map *m;
 
 	if (*slot)
@@ -194,7 +197,7 @@ static uint32_t map_get(struct cf_stack *st, const struct flow *f)
 	if (index == NONE)
 		return NONE;
 	m = &st->maps[index];
-	*m = (struct udp_map){.generation = m->generation + 1, .child_port = f->child_port, .address_len = f->address_len,
+	*m = (struct udp_map){.generation = m->generation + 1, .child_port = f->child_port, .address_len = f->host_address_len,
 			      .first_peer = NONE, .next_ready = m->next_ready, .ready = m->ready};
 	m->host_fd = map_socket(st, index);
 	if (m->host_fd < 0) {
@@ -207,6 +210,72 @@ static uint32_t map_get(struct cf_stack *st, const struct flow *f)
 	return index;
 }
 
+/* --- peers with another host side ------------------------------------------------------------------------- */
+
+static bool translated_init(struct cf_stack *st)
+{
+	if (!st->translated)
+		st->translated = calloc((size_t)st->bucket_mask + 1, sizeof(*st->translated)); /* index + 1 */
+	return st->translated != NULL;
+}
+
+static uint32_t *translated_bucket(const struct cf_stack *st, int address_len, const uint8_t *address, uint16_t port,
+				   uint16_t child_port)
+{
+	return &st->translated[flow_hash(st->cfg.hash_key, PROTO_UDP, address_len, child_port, address, port) & st->bucket_mask];
+}
+
+static uint32_t *bucket_of_peer(const struct cf_stack *st, const struct flow *f)
+{
+	return translated_bucket(st, f->udp.to.address_len, f->udp.to.address, f->udp.to.port, f->child_port);
+}
+
+static void translated_link(struct cf_stack *st, struct flow *f)
+{
+	uint32_t *bucket = bucket_of_peer(st, f);
+
+	f->udp.to_next = *bucket;
+	*bucket = f->index + 1;
+}
+
+static void translated_unlink(struct cf_stack *st, struct flow *f)
+{
+	uint32_t *link = bucket_of_peer(st, f);
+
+	while (*link != f->index + 1) {
+		MUST(st, *link != 0);
+		link = &flow_at(st, *link - 1)->udp.to_next;
+	}
+	*link = f->udp.to_next;
+}
+
+/* Two peers of one child port may have one host side; what comes from there is for the one that has sent last. */
+static void translated_sent(struct cf_stack *st, struct flow *f)
+{
+	if (*bucket_of_peer(st, f) == f->index + 1)
+		return;
+	translated_unlink(st, f);
+	translated_link(st, f);
+}
+
+static struct flow *translated_find(const struct cf_stack *st, const struct udp_map *m, const uint8_t *address, uint16_t port)
+{
+	uint32_t i = *translated_bucket(st, m->address_len, address, port, m->child_port);
+
+	while (i != 0) {
+		struct flow *f = flow_at(st, i - 1);
+		const struct far_end *to = &f->udp.to;
+
+		if (to->port == port && to->address_len == m->address_len && f->child_port == m->child_port &&
+		    memcmp(to->address, address, m->address_len) == 0)
+			return f;
+		i = f->udp.to_next;
+	}
+	return NULL;
+}
+
+/* --- a map's peers ---------------------------------------------------------------------------------------- */
+
 static void map_add_peer(struct cf_stack *st, uint32_t index, struct flow *f)
 {
 	struct udp_map *m = &st->maps[index];
@@ -218,6 +287,7 @@ static void map_add_peer(struct cf_stack *st, uint32_t index, struct flow *f)
 		flow_at(st, m->first_peer)->udp.map_prev = f->index;
 	m->first_peer = f->index;
 	m->peers++;
+	m->translated += f->translated;
 }
 
 static void map_drop_peer(struct cf_stack *st, struct flow *f)
@@ -226,6 +296,10 @@ static void map_drop_peer(struct cf_stack *st, struct flow *f)
 	struct udp_map *m = &st->maps[index];
 
 	f->udp.map = NONE;
+	if (f->translated) {
+		translated_unlink(st, f);
+		m->translated--;
+	}
 	if (f->udp.map_prev == NONE)
 		m->first_peer = f->udp.map_next;
 	else
@@ -262,6 +336,8 @@ static void park(struct cf_stack *st, struct flow *f, struct manner manner, cons
 	*end = p;
 	f->udp.parked_count++;
 	st->parked_bytes += size;
+	if (f->held)
+		flow_report_flight(st, f);
 }
 
 static struct parked *unpark(struct cf_stack *st, struct flow *f)
@@ -317,6 +393,12 @@ static void set_may_fragment(struct udp_map *m, bool may)
 	host_udp_may_fragment(m->host_fd, m->address_len, may);
 }
 
+/* What IPv6 takes everywhere may be more than a path of IPv4 does (RFC 7915, 5.1). */
+static bool is_small_for_ipv6(const struct flow *f, uint32_t len)
+{
+	return f->address_len > f->host_address_len && len <= MTU_CERTAIN6 - IPV6_HEADER_LEN - UDP_HEADER_LEN;
+}
+
 static int send_once(struct cf_stack *st, struct flow *f, const struct manner *manner, const uint8_t *text, uint32_t len)
 {
 	_Alignas(struct cmsghdr) char control[2 * CMSG_SPACE(sizeof(int))] = {0};
@@ -324,9 +406,9 @@ static int send_once(struct cf_stack *st, struct flow *f, const struct manner *m
 	struct iovec iov = {(void *)(uintptr_t)text, len};
 	struct msghdr m = {.msg_name = &to, .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control};
 
-	host_address_of(f, &to, &m.msg_namelen);
-	put_manner(&m, f->address_len, manner);
-	set_may_fragment(&st->maps[f->udp.map], !manner->dont_fragment);
+	host_address_of(&f->udp.to, &to, &m.msg_namelen);
+	put_manner(&m, f->host_address_len, manner);
+	set_may_fragment(&st->maps[f->udp.map], !manner->dont_fragment || is_small_for_ipv6(f, len));
 	return sendmsg(st->maps[f->udp.map].host_fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? errno : 0;
 }
 
@@ -335,6 +417,7 @@ static bool take_error(struct cf_stack *st, uint32_t index, uint32_t *local_mtu)
 /* The path is known to be narrower than this datagram; its MTU is the last word in the error queue. */
 static void tell_too_big(struct cf_stack *st, struct flow *f, const uint8_t *text, uint32_t len)
 {
+	struct icmp_error told;
 	uint32_t mtu = 0;
 
 	drop(st, CF_DROP_TOO_BIG);
@@ -342,7 +425,9 @@ static void tell_too_big(struct cf_stack *st, struct flow *f, const uint8_t *tex
 		;
 	if (mtu == 0)
 		mtu = MTU_CERTAIN4; /* the queue had no room; IPv6 knows its own floor */
-	icmp_send_for_flow(st, f, icmp_too_big(f->address_len, mtu), text, len);
+	told = icmp_too_big(f->host_address_len, mtu);
+	icmp_for_child(f, f->udp.to.address, &told);
+	icmp_send_for_flow(st, f, told, text, len);
 }
 
 static void tell_send_error(struct cf_stack *st, struct flow *f, int error, const uint8_t *text, uint32_t len)
@@ -380,6 +465,8 @@ static void send_up(struct cf_stack *st, struct flow *f, const struct manner *ma
 	}
 	f->bytes_up += len;
 	used_now(st, f);
+	if (f->translated)
+		translated_sent(st, f);
 }
 
 static struct flow *open_peer(struct cf_stack *st, const struct ip_view *ip, const struct udp_view *udp)
@@ -409,23 +496,37 @@ void udp_input(struct cf_stack *st, const struct ip_view *ip, const struct udp_v
 		park(st, f, manner, udp->text, udp->text_len);
 }
 
-int udp_allow(struct cf_stack *st, struct flow *f)
+uint32_t udp_held(const struct flow *f, uint32_t index, uint8_t *out, uint32_t max)
 {
-	uint32_t map = map_get(st, f);
+	for (const struct parked *p = f->udp.parked; p; p = p->next) {
+		if (p->len == 0 || index-- > 0)
+			continue;
+		memcpy(out, p->text, p->len < max ? p->len : max);
+		return p->len;
+	}
+	return 0;
+}
+
+void udp_allow(struct cf_stack *st, struct flow *f, const struct far_end *to)
+{
+	uint32_t map = f->translated && !translated_init(st) ? NONE : map_get(st, f);
 	struct parked *p;
 
 	if (map == NONE) {
 		udp_deny(st, f, CF_DENY_PROHIBITED);
-		return CF_OK;
+		return;
 	}
+	f->udp.to = *to;
 	map_add_peer(st, map, f);
+	if (f->translated)
+		translated_link(st, f);
 	f->state = OPEN;
+	f->held = false;
 	while ((p = unpark(st, f))) {
 		send_up(st, f, &p->manner, p->text, p->len);
 		free(p);
 	}
 	udp_deadline(st, f);
-	return CF_OK;
 }
 
 void udp_deny(struct cf_stack *st, struct flow *f, enum cf_denial how)
@@ -441,16 +542,16 @@ void udp_deny(struct cf_stack *st, struct flow *f, enum cf_denial how)
 
 /* --- down ------------------------------------------------------------------------------------------------- */
 
+/* The peer whose host side is @from. */
 static struct flow *peer_of(const struct cf_stack *st, const struct udp_map *m, const struct sockaddr_in6 *from)
 {
-	const struct sockaddr_in *v4 = (const void *)from;
-	struct flow *f;
+	uint16_t port;
+	const uint8_t *address = host_address_in(from, &port);
+	struct flow *f = flow_find(st, PROTO_UDP, m->address_len, m->child_port, address, port);
 
-	if (m->address_len == 4)
-		f = flow_find(st, PROTO_UDP, 4, m->child_port, (const uint8_t *)&v4->sin_addr, ntohs(v4->sin_port));
-	else
-		f = flow_find(st, PROTO_UDP, 16, m->child_port, (const uint8_t *)&from->sin6_addr, ntohs(from->sin6_port));
-	return f && f->state == OPEN ? f : NULL;
+	if (f && f->state == OPEN && !f->translated)
+		return f;
+	return m->translated ? translated_find(st, m, address, port) : NULL;
 }
 
 static bool send_datagram(struct cf_stack *st, int address_len, const uint8_t *from, uint16_t remote_port,
@@ -478,6 +579,10 @@ static void take_datagram(struct cf_stack *st, const struct udp_map *m, const st
 
 	if (!f) {
 		drop(st, CF_DROP_UNKNOWN_PEER);
+		return;
+	}
+	if (f->address_len == 4 && len > DATAGRAM_MAX - UDP_HEADER_LEN - IPV4_HEADER_LEN) { /* IPv6 has room for more */
+		drop(st, CF_DROP_TOO_BIG);
 		return;
 	}
 	f->udp.answered = true;
@@ -536,7 +641,7 @@ static bool drain(struct cf_stack *st, uint32_t index, int *budget)
 static bool take_error(struct cf_stack *st, uint32_t index, uint32_t *local_mtu)
 {
 	_Alignas(struct cmsghdr) char control[HOST_ERROR_ROOM];
-	struct sockaddr_in6 to;
+	struct sockaddr_in6 to = {0};
 	uint8_t *text = st->batch->bytes[0];
 	struct iovec iov = {text, DATAGRAM_MAX};
 	struct msghdr m = {.msg_name = &to, .msg_namelen = sizeof(to), .msg_iov = &iov, .msg_iovlen = 1,
@@ -549,7 +654,7 @@ static bool take_error(struct cf_stack *st, uint32_t index, uint32_t *local_mtu)
 		return false;
 	if (host_told_icmp(&m, st->maps[index].address_len, &told)) {
 		f = peer_of(st, &st->maps[index], &to);
-		if (f)
+		if (f && icmp_for_child(f, f->udp.to.address, &told))
 			icmp_send_for_flow(st, f, told, text, (uint32_t)n);
 	} else {
 		host_told_mtu(&m, local_mtu);
@@ -637,9 +742,10 @@ void udp_timer(struct cf_stack *st, struct flow *f)
 		flow_close(st, f, f->state == OPEN ? CF_END_IDLE : CF_END_TIMEOUT);
 }
 
-int cf_reply_datagram(cf_stack *st, int address_len, uint16_t child_port, const uint8_t *payload, uint32_t len)
+int cf_reply_datagram(cf_stack *st, int address_len, const uint8_t *address, uint16_t child_port, const uint8_t *payload,
+		      uint32_t len)
 {
 	if ((address_len != 4 && address_len != 16) || len > DATAGRAM_MAX - UDP_HEADER_LEN - IPV4_HEADER_LEN)
 		return CF_EINVAL;
-	return send_datagram(st, address_len, NULL, DNS_PORT, child_port, 0, payload, len) ? CF_OK : CF_EBUSY;
+	return send_datagram(st, address_len, address, DNS_PORT, child_port, 0, payload, len) ? CF_OK : CF_EBUSY;
 }

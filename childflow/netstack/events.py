@@ -35,7 +35,8 @@ class End(IntEnum):
 class SlowKind(IntEnum):
     """What a slow-path packet is: ARP is a whole Ethernet frame, the others are IP packets.
 
-    An echo request that may not be cut on its way is ECHO, another one ECHO_FRAGMENTABLE.
+    An echo request that may not be cut on its way is ECHO, another one ECHO_FRAGMENTABLE. SPOOFED is the head of a
+    packet that was dropped since its source is not the child's; at most one a second is told of.
     """
 
     ARP = 0
@@ -43,6 +44,7 @@ class SlowKind(IntEnum):
     ECHO = 2
     FRAGMENT = 3
     ECHO_FRAGMENTABLE = 4
+    SPOOFED = 5
 
 
 class Question(NamedTuple):
@@ -63,6 +65,13 @@ class Connected(NamedTuple):
     duration_us: int
 
 
+class Flight(NamedTuple):
+    """More of what the child says is held (`Stack.held`); `ended`: it has said all, a FIN came behind it (TCP)."""
+
+    flow: int
+    ended: bool
+
+
 class Ended(NamedTuple):
     """A flow is over; the bytes are payload that reached the host (`up`) or was read from it (`down`)."""
 
@@ -74,11 +83,11 @@ class Ended(NamedTuple):
 
 
 class Datagram(NamedTuple):
-    """UDP payload from the child's `child_port` to the gateway's DNS port."""
+    """UDP payload from the child's `child_port` to the DNS port of any host, the gateway or another."""
 
-    gateway: bytes
+    remote: bytes
     child_port: int
-    gateway_port: int
+    remote_port: int
     payload: bytes
 
 
@@ -89,4 +98,4 @@ class SlowPacket(NamedTuple):
     packet: bytes
 
 
-Event = Question | Connected | Ended | Datagram | SlowPacket
+Event = Question | Connected | Flight | Ended | Datagram | SlowPacket

@@ -19,6 +19,7 @@ from childflow.netstack.events import (
     End,
     Ended,
     Event,
+    Flight,
     Question,
     SlowKind,
     SlowPacket,
@@ -123,16 +124,43 @@ class Stack:
         checked(lib.cf_flow_allow(self._st, flow), f"allow flow {flow}")
 
     def deny(self, flow: int, how: Denial) -> None:
-        """Refuse a parked flow."""
+        """Refuse a parked flow, or a held one: nothing that is held of it ever leaves."""
         checked(lib.cf_flow_deny(self._st, flow, how), f"deny flow {flow}")
+
+    def allow_to(self, flow: int, address: bytes, port: int) -> None:
+        """As `allow`, to this packed address and port; what the child sees keeps the address that it used."""
+        code = lib.cf_flow_allow_to(self._st, flow, len(address), address, port)
+        checked(code, f"allow flow {flow} to {address.hex()} port {port}")
+
+    def hold(self, flow: int) -> None:
+        """Hold a parked flow. Once it is allowed or attached, a TCP child is connected, and nothing that it says leaves
+        before `pass_on`; a UDP peer stays parked until it is allowed. `Flight` events tell of what comes."""
+        checked(lib.cf_flow_hold(self._st, flow), f"hold flow {flow}")
+
+    def held(self, flow: int, index: int = 0) -> bytes:
+        """What a held TCP child has said, or the `index`-th datagram of a held peer that is not empty; b"" for none."""
+        size = self._held(flow, index, ffi.NULL, 0)
+        out = bytearray(size)
+        if size:
+            self._held(flow, index, ffi.from_buffer(out), size)
+        return bytes(out)
+
+    def _held(self, flow: int, index: int, out: Any, size: int) -> int:
+        code = int(lib.cf_flow_held(self._st, flow, index, out, size))
+        checked(code, f"look at flow {flow}")
+        return code
+
+    def pass_on(self, flow: int) -> None:
+        """Let what is held of a TCP flow leave at the next `turn`, and all that follows."""
+        checked(lib.cf_flow_pass(self._st, flow), f"pass flow {flow} on")
 
     def attach(self, flow: int, fd: int) -> None:
         """Make the connected stream socket `fd` the host side of a parked TCP flow; it belongs to the stack then."""
         checked(lib.cf_flow_attach(self._st, flow, fd), f"attach flow {flow}")
 
     def reply_datagram(self, to: Datagram, payload: bytes) -> None:
-        """Answer a datagram, from the gateway's DNS port. A full TAP loses it, as a wire would."""
-        code = lib.cf_reply_datagram(self._st, len(to.gateway), to.child_port, payload, len(payload))
+        """Answer a datagram, from the address and port that it was sent to. A full TAP loses it, as a wire would."""
+        code = lib.cf_reply_datagram(self._st, len(to.remote), to.remote, to.child_port, payload, len(payload))
         if code != lib.CF_EBUSY:
             checked(code, f"answer port {to.child_port}")
 
@@ -193,6 +221,8 @@ def _event(e: Any) -> Event:
         return Question(e.flow, e.protocol, e.child_port, bytes(ffi.buffer(e.remote, e.address_len)), e.remote_port)
     if kind == lib.CF_EVENT_CONNECTED:
         return Connected(e.flow, e.error, e.duration_us)
+    if kind == lib.CF_EVENT_FLIGHT:
+        return Flight(e.flow, bool(e.detail))
     if kind == lib.CF_EVENT_ENDED:
         return Ended(e.flow, _ENDS[e.detail], e.bytes_up, e.bytes_down, e.duration_us)
     data = bytes(ffi.buffer(e.data, e.data_len))

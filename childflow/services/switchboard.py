@@ -76,6 +76,7 @@ class Switchboard:
             SlowKind.ECHO: self._ping,
             SlowKind.ECHO_FRAGMENTABLE: self._ping_fragmentable,
             SlowKind.FRAGMENT: self._fragment,
+            SlowKind.SPOOFED: lambda packet: None,
         }
         recorder.start(loop)
 

@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from childflow.netstack.events import Connected, Datagram, Denial, End, Ended, Event, Question, SlowPacket
+from childflow.netstack.events import Connected, Datagram, Denial, End, Ended, Event, Flight, Question, SlowPacket
 from childflow.netstack.stack import Limits, Stack
 from childflow.settings import ADDRESSES
 
@@ -421,6 +421,11 @@ class Play:
         assert isinstance(e, Connected)
         return e
 
+    def flight(self) -> Flight:
+        e = self.event(Flight)
+        assert isinstance(e, Flight)
+        return e
+
     def ended(self, end: End) -> Ended:
         e = self.event(Ended)
         assert isinstance(e, Ended)
@@ -443,6 +448,23 @@ class Play:
         self.rest()
         return flow
 
+    def hold(self) -> int:
+        """Hold the flow that is asked about."""
+        flow = self.question().flow
+        self.stack.hold(flow)
+        self.rest()
+        return flow
+
+    def passes(self) -> None:
+        """Let the last flow that was attached go."""
+        self.stack.pass_on(self.flow)
+        self.rest()
+
+    def refuses(self) -> None:
+        """Deny the last flow that was attached, which is held."""
+        self.stack.deny(self.flow, Denial.RESET)
+        self.rest()
+
     def deny(self, how: Denial) -> int:
         flow = self.question().flow
         self.stack.deny(flow, how)
@@ -460,9 +482,12 @@ class Play:
         self._opened.append(s)
         return s
 
-    def attach(self, host: str = "pair", buffer: int | None = None) -> None:
-        """Answer the waiting question with a connected socket: one of a pair, or of a real loopback connection."""
+    def attach(self, host: str = "pair", buffer: int | None = None, *, held: bool = False) -> None:
+        """Answer the waiting question with a connected socket: one of a pair, or of a real loopback connection.
+        `held`: hold the flow first."""
         q = self.question()
+        if held:
+            self.stack.hold(q.flow)
         near, far = socket.socketpair() if host == "pair" else self._loopback_pair()
         if buffer is not None:
             near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
@@ -495,13 +520,13 @@ class Play:
 
     def establish(
         self, port: int = CHILD_PORT, *, options: bytes = wire.mss(1460), window: int = 65535, host: str = "pair",
-        isn: int = CHILD_ISN, buffer: int | None = None,
+        isn: int = CHILD_ISN, buffer: int | None = None, held: bool = False,
     ) -> None:  # fmt: skip
         """SYN, attach, SYN-ACK, ACK."""
         child = self.connect(port, isn=isn)
         child.window = window
         child.opens(options)
-        self.attach(host, buffer)
+        self.attach(host, buffer, held=held)
         child.gets(SYN | ACK, seq=0, ack=1)
         child.sends(ACK)
         assert all(not s.text for s in child.forgets())  # with scaling, the window that a SYN can't tell
@@ -527,7 +552,7 @@ class Play:
             s.close()
 
     def _check_history(self) -> None:
-        order = {Question: 0, Connected: 1, Ended: 2}
+        order = {Question: 0, Connected: 1, Ended: 2}  # flights come wherever something was held
         said: dict[int, list[int]] = {}
         for e in self.history:
             if isinstance(e, Question | Connected | Ended):

@@ -101,7 +101,7 @@ static void check_udp(const struct cf_stack *st, const struct flow *f)
 		return;
 	}
 	HOLDS(f->udp.map < st->map_count && st->maps[f->udp.map].used && !f->udp.parked);
-	HOLDS(st->maps[f->udp.map].child_port == f->child_port && st->maps[f->udp.map].address_len == f->address_len);
+	HOLDS(st->maps[f->udp.map].child_port == f->child_port && st->maps[f->udp.map].address_len == f->host_address_len);
 }
 
 static void check_flow(const struct cf_stack *st, const struct flow *f)

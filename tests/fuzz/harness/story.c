@@ -488,7 +488,7 @@ static void step_api(struct cf_stack *st, const uint8_t *r)
 	switch (r[2] % 7) {
 	case 0: cf_send_ip(st, bytes, r[3] % 64); break;
 	case 1: cf_send_frame(st, bytes, r[3] % 64); break;
-	case 2: cf_reply_datagram(st, r[3] & 1 ? t.address_len : r[3] & 0x10, t.child_port, bytes, r[4] & 1 ? 70000 : r[4] % 64); break;
+	case 2: cf_reply_datagram(st, r[3] & 1 ? t.address_len : r[3] & 0x10, t.remote, t.child_port, bytes, r[4] & 1 ? 70000 : r[4] % 64); break;
 	case 3: cf_drop(st, (enum cf_drop)r[3]); break;
 	case 4: cf_input_ip(st, bytes, r[3] % 64); break;
 	case 5: HOLDS(cf_unfinished(st) <= cf_flow_count(st)); break;
