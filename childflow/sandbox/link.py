@@ -34,7 +34,8 @@ _VNET_HEADER_BYTES = 10
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6 = 1, 2, 4
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_GETROUTE, _RTM_NEWNEIGH = 16, 18, 20, 24, 26, 28
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR = 16, 18, 20, 22
+_RTM_NEWROUTE, _RTM_GETROUTE, _RTM_NEWNEIGH = 24, 26, 28
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_CREATE = 1, 4, 0x300, 0x400
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_AF_SPEC = 1, 3, 4, 13, 26
@@ -150,6 +151,19 @@ def plan_from_host(mtu: int | None) -> LinkPlan:
     known = [found for found in (ipv4, ipv6) if found]
     size = mtu or min(known[0] if known else MTU_UNKNOWN, MTU_MAX)
     return LinkPlan(size, ipv4 is not None, ipv6 is not None and size >= MTU_MIN_IPV6)
+
+
+def host_addresses() -> list[bytes]:
+    """The host's own addresses (packed, of all its interfaces) at this moment; raises OSError."""
+    found: list[bytes] = []
+    with _Netlink() as netlink:
+        for body in netlink.dump(_RTM_GETADDR, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            attributes = _attributes(body[_ADDRESS.size :])
+            # On a point-to-point link IFA_ADDRESS is the other end's, and IFA_LOCAL ours.
+            own = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+            if body[0] in _ANYWHERE and own is not None:
+                found.append(own)
+    return found
 
 
 def _egress_mtu(netlink: _Netlink, family: int) -> int | None:
