@@ -16,11 +16,11 @@ import time
 from typing import TYPE_CHECKING
 
 from childflow.netstack.events import Connected, Ended, Question
-from childflow.policy.verdict import ICMP4, TCP, Verdict, address_text
+from childflow.policy.verdict import ICMP4, TCP, Action, Verdict, address_text
 from childflow.record.null import NullRecorder
 from childflow.record.tally import MAX_ADDRESSES, OpenFlow, PingRow, Tally
 from childflow.services import dns, dns_answer
-from childflow.settings import ADDRESSES, DNS_PORT, Settings
+from childflow.settings import DNS_PORT, Settings
 
 if TYPE_CHECKING:
     from childflow.record.lines import Lines
@@ -30,6 +30,9 @@ FLUSH_S = 0.2
 NAMED_ADDRESSES = 4096
 NAMES_PER_ADDRESS = 8
 OPEN_FLOWS = 131072  # twice the flow table
+_MALFORMED = Verdict(
+    Action.DENY, reason_code="dns_malformed", sentence="what is no DNS query with one question is not passed on"
+)
 
 
 class Recorder(NullRecorder):
@@ -210,12 +213,20 @@ class Recorder(NullRecorder):
             self._lines.dns_query(protocol, server, name, query.qtype)
             self._flush_soon()
 
-    def dns_refused(self, protocol: str, bad: dns.Bad) -> None:
-        """Something that was no query came to the gateway's port 53, and was not passed on."""
+    def dns_refused(self, protocol: str, bad: dns.Bad, remote: bytes) -> None:
+        """Something that was no query came to port 53 of `remote`, and was not passed on."""
         self.tally.events["dns_query"] += 1
         if self._lines is not None:
-            self._lines.dns_query(protocol, f"{address_text(ADDRESSES.gateway4)}:{DNS_PORT}", None, None)
+            text = address_text(remote)
+            server = f"{text}:{DNS_PORT}" if len(remote) == 4 else f"[{text}]:{DNS_PORT}"
+            self._lines.dns_query(protocol, server, None, None)
             self._flush_soon()
+        if bad.reply is None or dns.rcode(bad.reply) == dns.FORMERR:
+            self._violation("dns", remote, DNS_PORT, _MALFORMED)
+
+    def dns_blocked(self, protocol: str, remote: bytes, query: dns.Query, verdict: Verdict) -> None:
+        """A query to port 53 of `remote` was not passed on, or its answer was not: the policy denies it."""
+        self._violation("dns", remote, DNS_PORT, verdict)
 
     def dns_answer(
         self, protocol: str, server: str, query: dns.Query, answer: bytes, mode: str, duration_s: float

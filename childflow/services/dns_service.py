@@ -1,4 +1,4 @@
-"""The DNS service: what the gateway's port 53 is, over UDP and TCP.
+"""The DNS service: what port 53 is, the gateway's and everybody else's, over UDP and TCP.
 
 One set of resolvers, two forwarders. The switchboard hands datagrams to `query` and splices connections onto what
 `open_connection` gives.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from childflow.netstack.events import Datagram
 from childflow.services.dns_tcp import TcpForwarder
 from childflow.services.dns_udp import UdpForwarder
+from childflow.services.name_policy import NamePolicy
 from childflow.services.resolvers import Resolvers
 from childflow.services.watch import Watch
 
@@ -35,19 +36,20 @@ class DnsService:
         watch: Watch,
         resolvers: Resolvers,
         recorder: NullRecorder,
+        policy: NamePolicy,
         limits: Limits | None = None,
     ) -> None:
         """`limits` None: each forwarder's own."""
-        self._udp = UdpForwarder(stack, loop, watch, resolvers, recorder, limits and limits.dns_queries)
-        self._tcp = TcpForwarder(loop, resolvers, recorder, limits and limits.dns_connections)
+        self._udp = UdpForwarder(stack, loop, watch, resolvers, recorder, policy, limits and limits.dns_queries)
+        self._tcp = TcpForwarder(loop, resolvers, recorder, policy, limits and limits.dns_connections)
 
     def query(self, datagram: Datagram) -> None:
         """Answer `datagram` with `stack.reply_datagram`, now or later."""
         self._udp.query(datagram)
 
-    def open_connection(self) -> socket.socket | None:
-        """The stack's end of a DNS connection, non-blocking, the caller's to close; None when there are too many."""
-        return self._tcp.open()
+    def open_connection(self, remote: bytes) -> socket.socket | None:
+        """The stack's end of a DNS connection to `remote`, non-blocking, the caller's to close; None: too many."""
+        return self._tcp.open(remote)
 
     def close(self) -> None:
         """Drop what is open; nothing is answered any more."""

@@ -1,4 +1,4 @@
-"""DNS over TCP: the child's connections to the gateway's port 53, served here and forwarded over TCP.
+"""DNS over TCP: the child's connections to port 53 of whomever, served here and forwarded over TCP.
 
 The stack splices the child's connection onto one end of a socket pair; the other end is a session here. A session
 reads length-prefixed queries, forwards several at once and writes the answers as they come (RFC 7766 6.2.1.1). Each
@@ -19,6 +19,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from childflow.services import dns, dns_reply
+from childflow.services.name_policy import Asked, NamePolicy, Ruling
 from childflow.services.resolvers import Resolver, Resolvers
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Session:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    def __init__(self, sock: socket.socket, now: float) -> None:
+    def __init__(self, sock: socket.socket, remote: bytes, now: float) -> None:
+        """`remote` is the address that the child connected to."""
+        self.remote = remote
         self.used_at = now
         self.tasks: set[asyncio.Task[None]] = set()
         self.slots = asyncio.Semaphore(PIPELINE)
@@ -98,8 +101,10 @@ class TcpForwarder:
         loop: asyncio.AbstractEventLoop,
         resolvers: Resolvers,
         recorder: NullRecorder,
+        policy: NamePolicy,
         sessions_max: int | None = None,
     ) -> None:
+        self._policy = policy
         self._sessions_max = MAX_SESSIONS if sessions_max is None else sessions_max
         self._loop = loop
         self._resolvers = resolvers
@@ -108,8 +113,8 @@ class TcpForwarder:
         self._runs: set[asyncio.Task[None]] = set()
         self._upstream = asyncio.Semaphore(min(MAX_UPSTREAM, self._sessions_max))
 
-    def open(self) -> socket.socket | None:
-        """The stack's end of a new session, for `attach`; None when there are too many and none is idle."""
+    def open(self, remote: bytes) -> socket.socket | None:
+        """The stack's end of a new session with `remote`, for `attach`; None when there are too many, none idle."""
         if len(self._sessions) >= self._sessions_max and not self._close_longest_idle():
             return None
         try:
@@ -118,7 +123,7 @@ class TcpForwarder:
             return None  # no descriptor left
         stack_end.setblocking(False)
         ours.setblocking(False)
-        session = Session(ours, self._loop.time())
+        session = Session(ours, remote, self._loop.time())
         self._sessions[session] = None
         run = self._loop.create_task(self._run(session))
         self._runs.add(run)
@@ -168,7 +173,7 @@ class TcpForwarder:
 
     async def _one(self, session: Session, message: bytes) -> None:
         try:
-            answer = await self._answer(message)
+            answer = await self._answer(message, session.remote)
             if answer is not None:
                 await session.write(answer)
         except Exception as error:
@@ -177,26 +182,45 @@ class TcpForwarder:
         finally:
             session.slots.release()
 
-    async def _answer(self, message: bytes) -> bytes | None:
+    async def _answer(self, message: bytes, remote: bytes) -> bytes | None:
         query = dns.read_query(message)
         if isinstance(query, dns.Bad):
             if self._recorder.active:
-                self._recorder.dns_refused("tcp", query)
+                self._recorder.dns_refused("tcp", query, remote)
             return query.reply
+        asked = Asked("tcp", message, query, remote)
+        ruling = self._policy.rule(asked)
+        if ruling is not None and ruling.reply is not None:
+            if self._recorder.active:
+                self._recorder.dns_query("tcp", asked.server, query)
+                self._recorder.dns_answer("tcp", asked.server, query, ruling.reply, ruling.mode, 0.0)
+            return ruling.reply
+        return await self._relay(asked, ruling)
+
+    async def _relay(self, asked: Asked, ruling: Ruling | None) -> bytes:
         since = self._loop.time()
-        order = self._resolvers.in_order()
+        server = None if ruling is None else ruling.server
+        order = self._resolvers.in_order() if server is None else (server,)
         if self._recorder.active:
-            self._recorder.dns_query("tcp", order[0].text, query)
-        answer, server = await self._ask_in_turn(query, message, order, since + GIVE_UP_S)
+            self._recorder.dns_query("tcp", order[0].text, asked.query)
+        answer, by = await self._ask_in_turn(asked.query.question, asked.message, order, since + GIVE_UP_S)
         mode = "relayed" if answer is not None else "synthetic_empty"
         if answer is None:
-            answer = dns_reply.empty(message, query.question, dns.SERVFAIL)
+            answer = dns_reply.empty(asked.message, asked.query.question, dns.SERVFAIL)
+        if self._policy.reads_answers:
+            answer, changed = self._policy.take(asked, ruling, answer)
+            mode = mode if changed == "relayed" else changed
         if self._recorder.active:
-            self._recorder.dns_answer("tcp", server.text, query, answer, mode, self._loop.time() - since)
+            self._recorder.dns_answer("tcp", by.text, asked.query, answer, mode, self._loop.time() - since)
         return answer
 
+    async def ask(self, message: bytes, question: bytes) -> bytes | None:
+        """A query of ours to the run's resolvers, in the same way; None when none has answered in time."""
+        order = self._resolvers.in_order()
+        return (await self._ask_in_turn(question, message, order, self._loop.time() + GIVE_UP_S))[0]
+
     async def _ask_in_turn(
-        self, query: dns.Query, message: bytes, order: tuple[Resolver, ...], until: float
+        self, question: bytes, message: bytes, order: tuple[Resolver, ...], until: float
     ) -> tuple[bytes | None, Resolver]:
         """The first good answer and who gave it; else the last that said it failed; else None. Shares the time left."""
         best: tuple[bytes | None, Resolver] = (None, order[0])
@@ -207,7 +231,7 @@ class TcpForwarder:
                     for number, server in enumerate(order):
                         silent.append(server)
                         share = (until - self._loop.time()) / (len(order) - number)
-                        answer = await self._ask(server, query, message, share)
+                        answer = await self._ask(server, question, message, share)
                         if answer is not None:
                             best = (answer, silent.pop())
                             if dns.rcode(answer) not in dns.FAILURES:
@@ -219,7 +243,7 @@ class TcpForwarder:
                 self._recorder.resolver_silent(server.text)
         return best
 
-    async def _ask(self, server: Resolver, query: dns.Query, message: bytes, share_s: float) -> bytes | None:
+    async def _ask(self, server: Resolver, question: bytes, message: bytes, share_s: float) -> bytes | None:
         """One resolver's answer, with the child's id on it; None when there was none."""
         ident = os.urandom(2)
         sock = None
@@ -235,7 +259,7 @@ class TcpForwarder:
         finally:
             if sock is not None:
                 sock.close()
-        if answer[:2] != ident or not dns.answers(answer, query.question):
+        if answer[:2] != ident or not dns.answers(answer, question):
             return None
         self._resolvers.answered(server)
         return message[:2] + answer[2:]

@@ -8,6 +8,7 @@ failure within 4.5 s, before its own resolver gives up.
 
 Invariants: a query is in `_open` until it was answered; every (lane, id) in its `flights` is in that lane's `waiting`.
             `_open` is bounded; the oldest query makes room and has failed.
+            The policy is asked before a query goes out, and before an answer that it reads goes down.
 Not here:   what a message must look like (`dns.py`), who the resolvers are (`resolvers.py`), TCP (`dns_tcp.py`).
 """
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from childflow.errors import StackError
 from childflow.netstack.events import Datagram
 from childflow.services import dns, dns_reply
+from childflow.services.name_policy import Asked, NamePolicy, Ruling
 from childflow.services.resolvers import Resolver, Resolvers
 from childflow.services.watch import Watch
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from childflow.record.null import NullRecorder
 
 MAX_OPEN = 4096
+MAX_ELSEWHERE = 64
 GIVE_UP_S = 4.5
 TICK_S = 0.1
 LANES = 4  # sockets per resolver at a time
@@ -59,13 +62,23 @@ class Lane:
 
 
 class Pending:
-    """One query of the child that is not answered yet. Times in seconds of the loop's clock."""
+    """One query that is not answered yet: the child's, or ours, whose answer goes to `landed`.
 
-    __slots__ = ("asked", "fallback", "flights", "left", "next_at", "order", "query", "silent", "since", "to")
+    Times in seconds of the loop's clock.
+    """
 
-    def __init__(self, to: Datagram, query: dns.Query, order: tuple[Resolver, ...], rounds: int, since: float) -> None:
-        self.to = to
-        self.query = query
+    __slots__ = (
+        "asked", "fallback", "flights", "landed", "left", "message", "next_at", "order", "question", "ruling", "silent",
+        "since", "source", "to",
+    )  # fmt: skip
+
+    def __init__(self, message: bytes, question: bytes, order: tuple[Resolver, ...], rounds: int, since: float) -> None:
+        self.message = message
+        self.question = question
+        self.to: Datagram | None = None
+        self.source: Asked | None = None
+        self.ruling: Ruling | None = None
+        self.landed: Callable[[bytes], None] = _nobody
         self.order = order
         self.left = rounds * len(order)  # attempts that may still be made
         self.asked = 0
@@ -74,6 +87,10 @@ class Pending:
         self.flights: list[tuple[Lane, int]] = []
         self.silent: set[str] = set()  # resolvers that could not be asked, or refused
         self.fallback: bytes | None = None  # a resolver's answer that says it failed
+
+
+def _nobody(answer: bytes) -> None:
+    """An answer that nobody waits for."""
 
 
 class RandomIds:
@@ -98,8 +115,10 @@ class UdpForwarder:
         watch: Watch,
         resolvers: Resolvers,
         recorder: NullRecorder,
+        policy: NamePolicy,
         open_max: int | None = None,
     ) -> None:
+        self._policy = policy
         self._open_max = MAX_OPEN if open_max is None else open_max
         self._stack = stack
         self._loop = loop
@@ -109,6 +128,7 @@ class UdpForwarder:
         self._recorder = recorder
         self._ids = RandomIds()
         self._open: dict[Pending, None] = {}
+        self._elsewhere: dict[Pending, None] = {}  # those of them that go to a server of the child's choice
         self._lanes: dict[Resolver, list[Lane]] = {}
         self._retired: set[Lane] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -136,21 +156,55 @@ class UdpForwarder:
                 self._tell_silent(pending, None)
 
     def query(self, to: Datagram) -> None:
-        """Relay the query in `to`, or answer it here when it is none."""
+        """Relay the query in `to`, or answer it here: when it is none, or when the policy says so."""
         query = dns.read_query(to.payload)
         if isinstance(query, dns.Bad):
             self._refuse(to, query)
             return
+        asked = Asked("udp", to.payload, query, to.remote)
+        ruling = self._policy.rule(asked)
+        if ruling is not None and ruling.reply is not None:
+            self._answer_here(to, asked, ruling)
+            return
+        server = None if ruling is None else ruling.server
+        pending = self._open_pending(to.payload, query.question, server)
+        pending.to, pending.source, pending.ruling = to, asked, ruling
+        if self._recorder.active:
+            self._recorder.dns_query("udp", pending.order[0].text, query)
+        self._ask_next(pending)
+
+    def ask(self, message: bytes, question: bytes, landed: Callable[[bytes], None]) -> None:
+        """A query of ours: `landed` gets the answer, or SERVFAIL in time. Nothing is recorded of it."""
+        pending = self._open_pending(message, question, None)
+        pending.landed = landed
+        self._ask_next(pending)
+
+    def _open_pending(self, message: bytes, question: bytes, server: Resolver | None) -> Pending:
         if len(self._open) >= self._open_max:
             self._make_room()
         plan = self._resolvers.plan()
-        pending = Pending(to, query, self._resolvers.in_order(), plan.rounds, self._clock())
+        order = self._resolvers.in_order() if server is None else (server,)
+        pending = Pending(message, question, order, plan.rounds, self._clock())
         self._open[pending] = None
-        if self._recorder.active:
-            self._recorder.dns_query("udp", pending.order[0].text, query)
+        if server is not None:
+            self._count_elsewhere(pending)
         if self._timer is None:  # before anything can go wrong: an open query is looked at until it ends
             self._timer = self._loop.call_later(TICK_S, self._tick)
-        self._ask_next(pending)
+        return pending
+
+    def _count_elsewhere(self, pending: Pending) -> None:
+        """Each server that the child chooses takes a socket: of those, few queries are open at a time."""
+        if len(self._elsewhere) >= MAX_ELSEWHERE:
+            self.crowded_out += 1
+            self._fail(next(iter(self._elsewhere)))
+        self._elsewhere[pending] = None
+
+    def _answer_here(self, to: Datagram, asked: Asked, ruling: Ruling) -> None:
+        assert ruling.reply is not None
+        self._reply(to, ruling.reply)
+        if self._recorder.active:
+            self._recorder.dns_query("udp", asked.server, asked.query)
+            self._recorder.dns_answer("udp", asked.server, asked.query, ruling.reply, ruling.mode, 0.0)
 
     # Asking.
 
@@ -172,7 +226,7 @@ class UdpForwarder:
             ident = self._ids.next()
             while ident in lane.waiting:
                 ident = self._ids.next()
-            self._send_on(lane, ident.to_bytes(2, "big") + pending.to.payload[2:])
+            self._send_on(lane, ident.to_bytes(2, "big") + pending.message[2:])
         except BlockingIOError:
             pass  # a full socket buffer is a lost datagram: the next attempt is the remedy
         except OSError:
@@ -236,10 +290,10 @@ class UdpForwarder:
                 return
 
     def _answer(self, lane: Lane, pending: Pending, message: bytes) -> None:
-        if not dns.answers(message, pending.query.question):
+        if not dns.answers(message, pending.question):
             return
         self._resolvers.answered(lane.server)
-        answer = pending.to.payload[:2] + message[2:]
+        answer = pending.message[:2] + message[2:]
         if dns.rcode(message) in dns.FAILURES and pending.asked < len(pending.order):
             pending.fallback = answer
             self._land(pending, lane, message[0] << 8 | message[1])
@@ -269,9 +323,16 @@ class UdpForwarder:
         if self._recorder.active:
             self._tell_silent(pending, server if mode == "relayed" else None)
         self._forget(pending)
+        if pending.to is None or pending.source is None:
+            pending.landed(answer)
+            return
+        if self._policy.reads_answers:
+            answer, changed = self._policy.take(pending.source, pending.ruling, answer)
+            mode = mode if changed == "relayed" else changed
         self._reply(pending.to, answer)
         if self._recorder.active:
-            self._recorder.dns_answer("udp", server, pending.query, answer, mode, self._clock() - pending.since)
+            query, seconds = pending.source.query, self._clock() - pending.since
+            self._recorder.dns_answer("udp", server, query, answer, mode, seconds)
 
     def _tell_silent(self, pending: Pending, answered: str | None) -> None:
         """Tell the recorder of every resolver that was asked and, unlike `answered`, has not answered."""
@@ -285,11 +346,12 @@ class UdpForwarder:
         if pending.fallback is not None:
             self._finish(pending, pending.fallback, server, "relayed")
             return
-        answer = dns_reply.empty(pending.to.payload, pending.query.question, dns.SERVFAIL)
+        answer = dns_reply.empty(pending.message, pending.question, dns.SERVFAIL)
         self._finish(pending, answer, server, "synthetic_empty")
 
     def _forget(self, pending: Pending) -> None:
         del self._open[pending]
+        self._elsewhere.pop(pending, None)
         for lane, ident in pending.flights:
             del lane.waiting[ident]
             self._close_if_done(lane)
@@ -303,7 +365,7 @@ class UdpForwarder:
         if bad.reply is not None:
             self._reply(to, bad.reply)
         if self._recorder.active:
-            self._recorder.dns_refused("udp", bad)
+            self._recorder.dns_refused("udp", bad, to.remote)
 
     def _reply(self, to: Datagram, answer: bytes) -> None:
         try:

@@ -23,6 +23,7 @@ LOOK_AGAIN_S = 1.0
 AVOID_S = 10.0  # long enough that a dead first server costs one query in many, short enough to come back to it
 _MAX_SERVERS = 8
 _MAX_FILE_BYTES = 65536
+_MAX_SEARCH = 64
 _ATTEMPT_S = (1.0, 2.0)  # of `options timeout`: the child's own resolver gives up after 5 s in all
 _ROUNDS = (1, 4)
 
@@ -36,12 +37,16 @@ class Resolver(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Servers as configured; seconds to wait for one; rounds through the list; `rotate`: begin with the next."""
+    """Servers as configured; seconds to wait for one; rounds through the list; `rotate`: begin with the next.
+
+    `search` are the domains that libc tries behind a name, in lower case, without dots at their ends.
+    """
 
     servers: tuple[Resolver, ...]
     attempt_s: float = 1.0
     rounds: int = 2
     rotate: bool = False
+    search: tuple[str, ...] = ()
 
 
 def parse_resolver(text: str) -> Resolver:
@@ -99,6 +104,7 @@ def parse_resolv_conf(text: str) -> Plan:
     """The plan that resolv.conf(5) `text` asks for. Lines that make no sense are passed over, as libc does."""
     servers: list[Resolver] = []
     options: list[str] = []
+    search = _own_domain()
     for line in text.splitlines():
         words = line.split()
         if len(words) < 2 or line[0] in "#;":
@@ -107,7 +113,15 @@ def parse_resolv_conf(text: str) -> Plan:
             servers.append(server)
         elif words[0] == "options":
             options += words[1:]
-    return _with_options(tuple(servers[:_MAX_SERVERS]) or (parse_resolver("127.0.0.1"),), options)
+        elif words[0] in ("search", "domain"):  # the last one counts
+            search = words[1:]
+    plan = _with_options(tuple(servers[:_MAX_SERVERS]) or (parse_resolver("127.0.0.1"),), options)
+    return plan._replace(search=tuple(word.strip(".").lower() for word in search[:_MAX_SEARCH] if word.strip(".")))
+
+
+def _own_domain() -> list[str]:
+    """Without a search list, libc takes the host name's domain."""
+    return [socket.gethostname().partition(".")[2]]
 
 
 def _nameserver(word: str) -> Resolver | None:
@@ -142,6 +156,7 @@ class Resolvers:
         self._look_at = 0.0 if not self._fixed else float("inf")
         self._avoid: dict[Resolver, float] = {}
         self._turn = 0
+        self._host: Resolvers | None = None
 
     def plan(self) -> Plan:
         """The plan in force; reads the file again where it has changed."""
@@ -150,6 +165,18 @@ class Resolvers:
             self._look_again()
             self._look_at = now + LOOK_AGAIN_S  # only now: a failure of ours, as no memory, is not what the file says
         return self._plan
+
+    def fixed(self) -> Resolver | None:
+        """The server that `--dns` names, or None."""
+        return self._plan.servers[0] if self._fixed else None
+
+    def search(self) -> tuple[str, ...]:
+        """The host's search domains, whichever servers are asked: the child's libc has them from the same file."""
+        if not self._fixed:
+            return self.plan().search
+        if self._host is None:
+            self._host = Resolvers(None, self._clock, self._path)
+        return self._host.plan().search
 
     def in_order(self) -> tuple[Resolver, ...]:
         """The servers in the order in which one query asks them."""
@@ -166,7 +193,8 @@ class Resolvers:
 
     def avoid(self, server: Resolver) -> None:
         """`server` did not answer: ask it last for a while."""
-        self._avoid[server] = self._clock() + AVOID_S
+        if server in self._plan.servers:  # not one that the child chose: those could be any number
+            self._avoid[server] = self._clock() + AVOID_S
 
     def answered(self, server: Resolver) -> None:
         """`server` is well."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from childflow.services.dns_service import DnsService
     from childflow.services.echo import Echo
     from childflow.services.fragments import Reassembler
+    from childflow.services.name_policy import NamePolicy
     from childflow.services.neighbours import Answer
     from childflow.services.resolvers import Resolvers
     from childflow.services.watch import Watch
@@ -124,7 +125,7 @@ class Switchboard:
             self._recorder.denied(question, verdict)
 
     def _serve_dns(self, question: Question) -> None:
-        end = self._open_dns().open_connection()
+        end = self._open_dns().open_connection(question.remote)
         if end is None:
             self._stack.deny(question.flow, Denial.RESET)
             return
@@ -146,8 +147,17 @@ class Switchboard:
 
             resolvers = self._resolvers if self._resolvers is not None else self._open_resolvers(None)
             watch = self._open_watch()
-            self._dns = DnsService(self._stack, self._loop, watch, resolvers, self._recorder, self._limits)
+            policy = self._name_policy(resolvers)
+            self._dns = DnsService(self._stack, self._loop, watch, resolvers, self._recorder, policy, self._limits)
         return self._dns
+
+    def _name_policy(self, resolvers: Resolvers) -> NamePolicy:
+        from childflow.policy.names import Names
+        from childflow.policy.rules import NO_RULES
+        from childflow.services.name_policy import NamePolicy
+
+        server = resolvers.fixed()
+        return NamePolicy(NO_RULES, Names(), self._recorder, self._addresses, self._loop.time, server=server)
 
     def _open_resolvers(self, dns: str | None) -> Resolvers:
         from childflow.services.resolvers import Resolvers

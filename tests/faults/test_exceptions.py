@@ -30,6 +30,7 @@ from tests.services.play import (
     FakeStack,
     datagram,
     fragments4,
+    name_policy,
     query,
     run,
     until,
@@ -180,7 +181,8 @@ def test_dns_queries_end_though_looking_at_them_failed(monkeypatch: pytest.Monke
         silent.bind(("127.0.0.1", 0))
         silent_one = Resolvers(f"127.0.0.1:{silent.getsockname()[1]}", s.loop.time)
         watch = Watch(s.loop)
-        forwarder = dns_udp.UdpForwarder(s.stack, s.loop, watch, silent_one, s.recorder)  # type: ignore[arg-type]
+        policy = name_policy(s.recorder)
+        forwarder = dns_udp.UdpForwarder(s.stack, s.loop, watch, silent_one, s.recorder, policy)  # type: ignore[arg-type]
         real, failures = forwarder._look_at_all, [1, 1]
 
         def look(now: float) -> None:
@@ -249,8 +251,9 @@ def test_dns_session_that_can_not_begin_ends_the_connection(monkeypatch: pytest.
     async def play() -> None:
         s = Scene()
         monkeypatch.setattr(asyncio, "open_unix_connection", no_memory)
-        forwarder = dns_tcp.TcpForwarder(s.loop, Resolvers("127.0.0.1:1", s.loop.time), s.recorder)  # type: ignore[arg-type]
-        end = forwarder.open()
+        resolver, policy = Resolvers("127.0.0.1:1", s.loop.time), name_policy(s.recorder)
+        forwarder = dns_tcp.TcpForwarder(s.loop, resolver, s.recorder, policy)  # type: ignore[arg-type]
+        end = forwarder.open(GATEWAY4)
         assert end is not None
         assert await s.loop.sock_recv(end, 1) == b""
         end.close()

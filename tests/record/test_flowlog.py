@@ -60,7 +60,7 @@ def tell_everything(r: NullRecorder) -> None:
     r.dns_answer("udp", "127.0.0.53:53", read, answer_to(message, FAR4), "relayed", 0.0121)
     r.dns_query("tcp", "[fe80::1%eth0]:53", asked(qtype=65)[0])
     r.dns_answer("tcp", "[fe80::1%eth0]:53", asked(qtype=65)[0], answer_to(message, rcode=2), "synthetic_empty", 4.5)
-    r.dns_refused("udp", dns.Bad(None))
+    r.dns_refused("udp", dns.Bad(None), GATEWAY4)
     r.allowed(Question(1, TCP, 40000, FAR4, 443), ALLOWED)
     r.connected(Connected(1, 0, 12_345))
     r.ended(Ended(1, End.FIN, 100, 2000, 1_000_000))
@@ -102,6 +102,11 @@ def test_every_kind_of_line_as_documented(tmp_path: Path) -> None:
     )
     assert (by_kind[3]["rcode"], by_kind[3]["mode"], by_kind[3]["answer_ips"]) == ("SERVFAIL", "synthetic_empty", [])
     assert (by_kind[4]["qname"], by_kind[4]["qtype"], by_kind[4]["qtype_name"]) == (None, "unknown", None)
+    malformed = by_kind.pop(5)
+    assert (malformed["event"], malformed["protocol"], malformed["reason_code"]) == (
+        "policy_violation", "dns", "dns_malformed",
+    )  # fmt: skip
+    assert (malformed["remote"], malformed["control"]) == ("192.0.0.1:53", None)
     flow = {
         "flow_id": 1, "protocol": "tcp", "remote_addr": "198.51.100.7:443", "remote_ip": "198.51.100.7",
         "remote_port": 443,
@@ -141,10 +146,10 @@ def test_lines_are_flushed_while_the_run_goes_on(tmp_path: Path) -> None:
         r.start(asyncio.get_running_loop())
         tell_everything(r)
         assert (tmp_path / "log").read_bytes() == b""
-        await until(lambda: len(lines(tmp_path / "log")) == 18, 0.5)
+        await until(lambda: len(lines(tmp_path / "log")) == 19, 0.5)
         tell_everything(r)
         r.close()
-        assert len(lines(tmp_path / "log")) == 36
+        assert len(lines(tmp_path / "log")) == 38
 
     run(body)
 
@@ -315,7 +320,7 @@ def test_log_that_breaks_is_said_once_and_stops_nothing(make: Any, capfd: pytest
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 2
     assert "the run goes on without it" in said[0]
-    assert said[1].startswith("childflow: 54 lines of the flow log")
+    assert said[1].startswith("childflow: 57 lines of the flow log")
     for fd in fds:
         os.close(fd)
 

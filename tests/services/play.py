@@ -9,6 +9,9 @@ from typing import Any
 
 from childflow.errors import StackError
 from childflow.netstack.events import Datagram, Denial
+from childflow.policy.names import Names
+from childflow.policy.rules import NO_RULES, Rules
+from childflow.services.name_policy import NamePolicy
 from childflow.settings import ADDRESSES
 
 CHILD4, GATEWAY4 = ADDRESSES.child4, ADDRESSES.gateway4
@@ -83,6 +86,13 @@ class FakeRecorder:
         return [arguments for called, arguments in self.calls if called == name]
 
 
+def name_policy(recorder: Any, rules: Rules = NO_RULES, **more: Any) -> NamePolicy:
+    """What the DNS services ask, on the test's loop; `more` as NamePolicy has it."""
+    names = more.pop("names", None)
+    names = Names() if names is None else names
+    return NamePolicy(rules, names, recorder, ADDRESSES, asyncio.get_running_loop().time, **more)
+
+
 def run(scene: Callable[[], Awaitable[None]]) -> None:
     """Run `scene` on uvloop, as the engine does."""
     import uvloop
@@ -144,8 +154,8 @@ def query(name: str = "example.test", qtype: int = 1, ident: int = 0x1234, extra
     return head + labels + b"\0" + struct.pack("!HH", qtype, 1) + extra
 
 
-def datagram(payload: bytes, child_port: int = 40000) -> Datagram:
-    return Datagram(GATEWAY4, child_port, 53, payload)
+def datagram(payload: bytes, child_port: int = 40000, to: bytes = GATEWAY4) -> Datagram:
+    return Datagram(to, child_port, 53, payload)
 
 
 def answer_to(message: bytes, address: bytes | None = b"\xc6\x33\x64\x07", rcode: int = 0, ttl: int = 60) -> bytes:

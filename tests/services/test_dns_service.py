@@ -13,9 +13,10 @@ import pytest
 
 from childflow.services import dns_tcp, dns_udp
 from childflow.services.dns_service import DnsService
+from childflow.services.name_policy import NamePolicy
 from childflow.services.resolvers import Resolvers
 from childflow.services.watch import Watch
-from tests.services.play import FakeRecorder, FakeStack, answer_to, datagram, query, run, until
+from tests.services.play import GATEWAY4, FakeRecorder, FakeStack, answer_to, datagram, name_policy, query, run, until
 
 Behaviour = Callable[[bytes], list[bytes]]
 
@@ -94,7 +95,11 @@ class Scene:
         servers = tuple(Resolvers(text, loop.time).plan().servers[0] for text in texts)
         plan = self.resolvers.plan()._replace(servers=servers)
         self.resolvers._plan = plan
-        self.service = DnsService(self.stack, loop, self.watch, self.resolvers, self.recorder)  # type: ignore[arg-type]
+        self.policy = self.make_policy()
+        self.service = DnsService(self.stack, loop, self.watch, self.resolvers, self.recorder, self.policy)  # type: ignore[arg-type]
+
+    def make_policy(self) -> NamePolicy:
+        return name_policy(self.recorder)
 
     def close(self) -> None:
         self.service.close()
@@ -429,7 +434,7 @@ def test_resolver_dies_with_many_queries_on_their_way() -> None:
 
 
 async def dial(s: Scene) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    end = s.service.open_connection()
+    end = s.service.open_connection(GATEWAY4)
     assert end is not None
     return await asyncio.open_unix_connection(sock=end)
 
@@ -652,7 +657,7 @@ def test_tcp_sessions_are_bounded_and_the_idle_make_room(monkeypatch: pytest.Mon
         for _, writer in [*others, last]:
             writer.write(framed(query()))
         await asyncio.sleep(0.05)
-        assert s.service.open_connection() is None
+        assert s.service.open_connection(GATEWAY4) is None
         for reader, _ in [*others, last]:
             assert rcode_of(await message_from(reader)) == 0
         s.close()
@@ -667,7 +672,7 @@ def test_tcp_burst_of_connections_in_one_step_is_served_and_costs_no_descriptors
     async def scene() -> None:
         s = Scene(Upstream())
         before = len(os.listdir("/proc/self/fd"))
-        ends = [s.service.open_connection() for _ in range(1000)]
+        ends = [s.service.open_connection(GATEWAY4) for _ in range(1000)]
         assert all(end is not None for end in ends)
         assert len(os.listdir("/proc/self/fd")) == before + len(ends) + dns_tcp.MAX_SESSIONS
         reader, writer = await asyncio.open_unix_connection(sock=ends[-1])
