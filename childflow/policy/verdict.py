@@ -256,18 +256,19 @@ def _first_denial(ask: Ask, find: Callable[[str, int], NameMatch | None], reason
 
 
 def _denied_name(protocol: int, name: str, found: NameMatch, reason_code: str) -> Verdict:
-    rule = f"--{found.option}" if found.option in _WITHOUT_VALUE else f"--{found.option} ({found.text})"
+    value = "" if found.option in _WITHOUT_VALUE else f" ({found.text})" if found.option in _FILES else f" {found.text}"
     return Verdict(
         Action.DENY,
         refusal(protocol),
         reason_code=reason_code,
         control=found.option,
         matched_domain=found.text,
-        sentence=f"{name} is denied by {rule}",
+        sentence=f"{name} is denied by --{found.option}{value}",
     )
 
 
 _WITHOUT_VALUE = frozenset(("block-metadata",))
+_FILES = frozenset(("deny-domain-file",))
 
 
 def _allows(rules: Rules, name: str, port: int) -> NameMatch | None:

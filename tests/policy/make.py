@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from ipaddress import ip_address
 
 from childflow.cli import settings_from, split
@@ -12,6 +13,7 @@ def packed(text: str) -> bytes:
     return ip_address(text).packed
 
 
+@cache
 def rules(*options: str, host: tuple[str, ...] = ()) -> Rules:
     """The rules of a command line with these options; `host` are the host's addresses."""
     return compile_rules(settings_from(*split([*options, "--", "true"])), map(packed, host))

@@ -338,7 +338,7 @@ def test_sentences_say_what_and_which_rule() -> None:
             TCP, "64:ff9b::10.1.2.3"
         ): "[64:ff9b::a01:203]:443 (it reaches 10.1.2.3) is private, in 10.0.0.0/8 (--block-private)",
         ask(UDP, "203.0.113.9"): "203.0.113.9:443 is denied by --deny-cidr 203.0.113.0/24:443",
-        ask(TCP, FAR[4], 22, ("x.bad.example",)): "x.bad.example is denied by --deny-domain (bad.example:22)",
+        ask(TCP, FAR[4], 22, ("x.bad.example",)): "x.bad.example is denied by --deny-domain bad.example:22",
         ask(TCP, FAR[4], names=("a.example",)): "no rule allows 198.51.100.7:443 (a.example) (--default-policy deny)",
         ask(ICMP4, FAR[4]): "no rule allows 198.51.100.7 (--default-policy deny)",
     }
