@@ -194,7 +194,7 @@ class FirstFlight:
         self._step: Callable[[bytes], Flight | None] = self._begin
         self._at = 0  # what stands before is done with
         self._seen = 0  # no line ends between `_at` and here
-        self._start = 0  # of the request line
+        self._start = self._method_end = 0  # of the request line
         self._message = bytearray()  # handshake bytes out of their records
         self._names: list[str | None] = []
         self._in_host = False  # the line before was a Host field
@@ -261,7 +261,7 @@ class FirstFlight:
 
     def _method(self, data: bytes) -> Flight | None:
         rest = data[self._at :].lstrip(_TOKEN)
-        self._at = self._seen = len(data) - len(rest)
+        self._at = self._seen = self._method_end = len(data) - len(rest)
         if not rest:
             return MORE
         if self._at == self._start or rest[0] not in _BLANKS:
@@ -270,11 +270,12 @@ class FirstFlight:
         return None
 
     def _request_line(self, data: bytes) -> Flight | None:
-        new = self._seen
+        new, method = data[self._seen :].partition(b"\n")[0], data[self._start : self._method_end]
         line = self._line(data, self._start)
+        if _has_controls(new) and not method.isalpha():
+            return UNKNOWN
         if line is None:
-            odd = _has_controls(data[new:]) and not data[self._start : self._at].isalpha()
-            return UNKNOWN if odd else MORE
+            return MORE
         words = line.split()
         if len(words) < 2:
             return UNKNOWN
@@ -330,8 +331,8 @@ class FirstFlight:
 
 
 def _has_controls(line: bytes) -> bool:
-    """Whether `line`, which no line end has ended yet, is rather binary: git's first word starts with digits and NULs
-    follow, LDAP's is a digit. A method of letters is waited for all the same: some server might take such a target."""
+    """Whether `line` is rather binary: git's first word starts with digits and NULs follow, LDAP's is a digit. Behind a
+    method of letters it counts as a request's all the same: some server might take such a target."""
     return len(line.translate(None, _CONTROLS)) < len(line)
 
 
@@ -367,10 +368,10 @@ def read_message(message: bytes | bytearray, source: str = "sni") -> Flight:
 
 def _without_version(words: list[bytes]) -> Flight:
     """A line whose last word is no HTTP version. Some servers take it for HTTP/0.9 and read fields all the same."""
-    if not words[0].replace(b"-", b"").replace(b"_", b"").isalpha():
+    if not words[0].translate(None, b"-_").isalpha():
         return UNKNOWN
-    if not words[1].startswith(b"/") and b"://" not in words[1]:
-        return UNKNOWN
+    if not words[1].startswith(b"/") and b"://" not in words[1] and (len(words) > 2 or words[0] != b"GET"):
+        return UNKNOWN  # as memcached's "get name"
     other, _, version = words[-1].partition(b"/")
     if len(words) > 2 and other.isalpha() and version[:1].isdigit():  # RTSP/1.0, ICAP/1.0
         return UNKNOWN
@@ -383,10 +384,10 @@ def _target_names(words: list[bytes]) -> list[str | None]:
     if len(words) > 2 and method.upper() == b"CONNECT":
         return [_authority_name(target)]
     scheme, absolute, rest = target.partition(b"://")
-    if not absolute or not scheme or scheme.lower().translate(None, _SCHEME):
+    if not absolute or target.startswith(b"/"):
         return []
-    if len(words) > 3:
-        raise Malformed("blanks in its target")
+    if not scheme or scheme.lower().translate(None, _SCHEME) or len(words) > 3:
+        raise Malformed("its target is no URL")
     for end in (b"/", b"?", b"#"):
         rest = rest.partition(end)[0]
     return [_authority_name(rest)]

@@ -11,10 +11,28 @@ from collections.abc import Callable
 
 from . import build
 
-PARSERS = ("dns", "resolv_conf", "neighbours", "echo", "fragments", "raw_fragments")
+PARSERS = (
+    "dns",
+    "resolv_conf",
+    "neighbours",
+    "echo",
+    "fragments",
+    "raw_fragments",
+    "client_hello",
+    "http_host",
+    "quic",
+)
 C_TARGETS = tuple(build.TARGETS)
 ALL = (*C_TARGETS, *PARSERS)
-MAX_LEN = {"frame": 4000, "sequence": 900, "dns": 1500, "fragments": 200, "raw_fragments": 400}
+MAX_LEN = {
+    "frame": 4000,
+    "sequence": 900,
+    "dns": 1500,
+    "fragments": 200,
+    "raw_fragments": 400,
+    "http_host": 400,
+    "quic": 600,
+}
 
 
 def parser(name: str) -> Callable[[bytes], None]:

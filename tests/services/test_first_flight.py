@@ -241,7 +241,8 @@ def test_fields_that_servers_read_differently(fields):
 @pytest.mark.parametrize(
     "line",
     [
-        "GET http://b.test/ HTTP/1.1", "GET http://a.test@b.test/ HTTP/1.1", "GET http:///x HTTP/1.1",
+        "GET http://b.test/ HTTP/1.1", "GET h?tp://a.test/ HTTP/1.1", "GET a.test",
+        "GET http://a.test@b.test/ HTTP/1.1", "GET http:///x HTTP/1.1",
         "CONNECT b.test:443 HTTP/1.1",
         "GET http://b.test /x HTTP/1.1", "GET http://b.test\\@a.test/ HTTP/1.1", "CONNECT :443 HTTP/1.1",
         "CONNECT a HTTP/1.1 HTTP/1.1",
