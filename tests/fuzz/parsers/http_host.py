@@ -1,14 +1,13 @@
 """First flights that begin as HTTP, held against a strict server's reader (h11) and a lenient one (http.server).
 
 The first byte says where the segments are cut. Whatever host a server reads is the one that was read, or the flight is
-in doubt; what a server takes for HTTP is never "unknown". A method that is no token counts as no HTTP: a server that
-gets this far answers 501, whatever the host.
+in doubt; what a server takes for HTTP is never "unknown". The lenient one has handlers for methods of letters alone,
+and answers 501 to others whatever the host.
 """
 
 from __future__ import annotations
 
 import io
-import string
 from http.server import BaseHTTPRequestHandler
 
 import h11
@@ -16,8 +15,6 @@ import h11
 from childflow.services.first_flight import Flight, read_flight
 
 from .client_hello import _check_splits
-
-TOKEN = "!#$%&'*+-.^_`|~" + string.digits + string.ascii_letters
 
 ODD_BLANKS = b"\x1c\x1d\x1e\x1f\x85\xa0"  # at which http.server, and no server that is meant for use, cuts a line
 
@@ -61,7 +58,7 @@ def _check_lenient(data: bytes) -> None:
     server = Lenient(data)
     if server.raw_requestline.translate(None, ODD_BLANKS) != server.raw_requestline:
         return
-    if server.accepted and not server.command.strip(TOKEN):
+    if server.accepted and server.command.isascii() and server.command.isalpha():
         path = server.path if isinstance(server.path, str) else ""
         _check(read_flight(data, ended=True), server.headers.get_all("host", []), path)
 
