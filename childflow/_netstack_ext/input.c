@@ -135,7 +135,7 @@ static void input_udp(struct cf_stack *st, const struct ip_view *ip, const struc
 
 	if (!checksum_state(ip, vnet, ethernet, 6, &checksum) || !udp_view(&udp, ip, checksum, &why))
 		drop(st, why);
-	else if (udp.remote_port == DNS_PORT && is_gateway(st, ip))
+	else if (udp.remote_port == DNS_PORT)
 		to_dns(st, ip, &udp);
 	else
 		udp_input(st, ip, &udp);
@@ -149,6 +149,7 @@ static void input_packet(struct cf_stack *st, const struct ip_view *ip, const st
 		drop(st, CF_DROP_MULTICAST);
 	} else if (!source_is_right(st, ip)) {
 		drop(st, CF_DROP_SPOOFED_SOURCE);
+		slow_tell_spoofed(st, ip->packet, ip->packet_len);
 	} else if (ip->fragment) {
 		to_slow_path(st, CF_SLOW_FRAGMENT, ip->packet, ip->packet_len);
 	} else if (ip->protocol == (ip->address_len == 4 ? PROTO_ICMP : PROTO_ICMPV6)) {

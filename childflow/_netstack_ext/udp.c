@@ -28,7 +28,6 @@
 #define MTU_CERTAIN6 1280                /* and every IPv6 link (RFC 8200, 5) */
 #define IDLE_ANSWERED_US (300 * US_PER_S) /* RFC 4787, REQ-5: at least 2 minutes, 5 recommended */
 #define IDLE_UNANSWERED_US (120 * US_PER_S)
-#define IDLE_DNS_US (17 * US_PER_S)      /* longer than any resolver waits */
 
 /* What of the IP header goes with a datagram. */
 struct manner {
@@ -727,8 +726,6 @@ void udp_service(struct cf_stack *st)
 
 static uint64_t idle_deadline(const struct flow *f)
 {
-	if (f->remote_port == DNS_PORT)
-		return f->active_at + IDLE_DNS_US;
 	return f->active_at + (f->udp.answered ? IDLE_ANSWERED_US : IDLE_UNANSWERED_US);
 }
 

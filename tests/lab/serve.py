@@ -1,6 +1,6 @@
 """The server host's programs, all in one process: `python -m tests.lab.serve FOLDER [MORE]`, started by the lab.
 
-    7 tcp, udp   echo: what comes goes back, until end of file; a datagram at a time
+    7 tcp, udp   echo: what comes goes back, until end of file; a datagram at a time, "wrong-port" from another port
     25 tcp       a banner at once, then echo
     53 tcp, udp  DNS for lab.test, see `_ZONE`; late.lab.test after 4 s, wrong-port.lab.test from another port
     80 tcp       HTTP: the files of FOLDER/www; /git/ through git's own http-backend, repositories in FOLDER/git
@@ -49,7 +49,7 @@ def main() -> None:
         _tcp(FAR_ECHO + more, _far_echo, witness),
         _tcp(ACTOR + more, _act, witness),
         _tcp(DNS + more, _dns_stream, witness),
-        _udp(ECHO + more, lambda data, _: data),
+        _udp(ECHO + more, lambda data, _: data, lambda data: data[:10].decode("latin-1")),
         _udp(DNS + more, partial(_dns_datagram, witness), _odd_name),
         _http(HTTP + more, folder, witness),
     ]

@@ -75,6 +75,9 @@ class Oracle:
         play.injects(raw)
         assert moved(counted, play.stack.counters()) == ({drop: 1} if drop else {})
         assert play.frames - frames == answers
+        told = play.spoofed()
+        assert len(told) <= (drop == "spoofed_source")
+        assert all(told)
         play.no_event()
         assert (play.stack.flow_count(), descriptors()) == (flows, fds)
         assert play.stack.buffered() == 0

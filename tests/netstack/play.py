@@ -27,7 +27,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from childflow.netstack.events import Connected, Datagram, Denial, End, Ended, Event, Flight, Question, SlowPacket
+from childflow.netstack.events import (
+    Connected,
+    Datagram,
+    Denial,
+    End,
+    Ended,
+    Event,
+    Flight,
+    Question,
+    SlowKind,
+    SlowPacket,
+)
 from childflow.netstack.stack import Limits, Stack
 from childflow.settings import ADDRESSES
 
@@ -436,6 +447,13 @@ class Play:
         e = self.event(Datagram)
         assert isinstance(e, Datagram)
         return e
+
+    def spoofed(self) -> list[bytes]:
+        """The heads of packets that were told of as spoofed, wherever they stand among the events."""
+        told = [e for e in self._new if isinstance(e, SlowPacket) and e.kind == SlowKind.SPOOFED]
+        for e in told:
+            self._new.remove(e)
+        return [e.packet for e in told]
 
     def slow(self) -> SlowPacket:
         e = self.event(SlowPacket)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from childflow.errors import StackError
@@ -363,8 +365,6 @@ def test_held_and_passed_while_parked_is_as_if_never_held(play):
 
 def test_held_through_a_real_connect(stage):
     """Allowed, so that C connects: held until it is passed."""
-    import socket
-
     play = stage()
     listener = play.owns(socket.create_server(("127.0.0.1", 0)))
     play.connect(remote=wire.LOOPBACK[4], remote_port=listener.getsockname()[1]).opens()

@@ -419,6 +419,7 @@ def test_many_bad_frames_are_each_counted_once(play):
     assert sum(play.stack.counters().values()) == len(CASES)
     assert play.came() == sum(1 for c in CASES if c.answer)
     assert play.stack.flow_count() == 0
+    assert len(play.spoofed()) == 1
     play.no_event()
 
 

@@ -32,9 +32,12 @@ def solicitation(kind: int = 135, src: bytes = CHILD[6]) -> bytes:
     return wire.ipv6(message, wire.ICMPV6, src=src, dst=GROUP6, hop_limit=255)
 
 
-def query(family: int, text: bytes, port: int = CHILD_PORT) -> bytes:
-    src, dst = CHILD[family], GATEWAY[family]
-    return wire.ip(wire.udp(src, dst, port, 53, text), wire.UDP, src, dst)
+def query(
+    family: int, text: bytes, port: int = CHILD_PORT, *, server: bytes | None = None, hop_limit: int = 64
+) -> bytes:
+    """A datagram to port 53 of `server`, by default the gateway."""
+    src, dst = CHILD[family], server or GATEWAY[family]
+    return wire.ip(wire.udp(src, dst, port, 53, text), wire.UDP, src, dst, hop_limit=hop_limit)
 
 
 def test_arp_is_handed_over_as_a_whole_frame(play):
@@ -113,7 +116,65 @@ def test_reassembled_rubbish_is_dropped_as_if_it_had_come_in_a_frame(play, packe
     play.stack.input_ip(packet)
     play.rest()
     assert play.stack.counters() == {why: 1}
+    assert play.spoofed() == ([packet] if why == "spoofed_source" else [])
     play.no_event()
+
+
+# --- DNS
+
+
+OTHER = {
+    4: [GATEWAY[4], REMOTE[4], bytes((10, 0, 0, 1)), bytes((127, 0, 0, 53)), bytes(4), bytes((198, 18, 0, 7))],
+    6: [GATEWAY[6], REMOTE[6], bytes(15) + b"\1", bytes(16), bytes.fromhex("fd00000000000000000000000000abcd")],
+}
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_dns_query_to_any_address_is_a_datagram_and_no_flow(stage, family, which):
+    """It says which address was asked, and the answer comes from there: the child's resolver takes no other."""
+    play, server = stage(family=family), OTHER[family][which]
+    play.sends(query(family, b"who is", server=server))
+    d = play.datagram()
+    assert d == Datagram(server, CHILD_PORT, 53, b"who is")
+    assert play.stack.flow_count() == 0
+    play.stack.reply_datagram(d, b"it is")
+    play.rest()
+    r = play.replies.popleft()
+    assert (r.remote, r.remote_port, r.child_port, r.text) == (server, 53, CHILD_PORT, b"it is")
+    play.sends(query(family, b"and who", server=server))
+    assert play.datagram().payload == b"and who"
+    play.no_event()
+
+
+def test_dns_query_that_is_large(stage, family):
+    """Put together of fragments it takes the same way; the queue takes any size."""
+    play = stage(family=family)
+    play.stack.input_ip(query(family, text_of(60_000), server=REMOTE[family]))
+    play.rest()
+    assert play.datagram() == Datagram(REMOTE[family], CHILD_PORT, 53, text_of(60_000))
+
+
+def test_dns_query_at_its_last_hop_is_answered_by_the_gateway_only(play):
+    """Traceroute to port 53 sees the gateway, as to any port."""
+    play.sends(query(4, b"q", server=REMOTE[4], hop_limit=1))
+    assert (play.error().type, play.stack.counters()) == (11, {"hop_limit": 1})
+    play.no_event()
+
+
+def test_dns_queries_to_others_are_held_back_by_the_queue_too(play):
+    """What is too much is counted, and no flow is made of it."""
+    for i in range(5000):
+        play.stack.input_ip(query(4, b"%d" % i, server=bytes((203, 0, i >> 8, i & 255))))
+    kept = play.stack.events()
+    assert 0 < len(kept) < 5000
+    assert play.stack.counters() == {"slow_path_full": 5000 - len(kept)}
+    assert play.stack.flow_count() == 0
+
+
+def test_dns_over_tcp_to_any_address_is_a_question(stage, family):
+    play = stage(family=family)
+    play.connect(remote_port=53).opens()
+    assert play.question().remote_port == 53
 
 
 def test_dns_query_is_a_datagram_and_no_flow(stage, family):
@@ -153,6 +214,43 @@ def test_packets_for_the_child_go_as_they_are(stage, family):
     play.stack.send_ip(packet)
     play.rest()
     assert play.replies.popleft().text == b"from python"
+
+
+# --- spoofed
+
+
+def test_spoofed_packet_is_told_of_by_its_head(stage, family):
+    play = stage(family=family)
+    src, dst = REMOTE[family], GATEWAY[family]
+    packet = wire.ip(wire.udp(src, dst, 9, 53, text_of(500)), wire.UDP, src, dst)
+    play.sends(packet)
+    assert play.slow() == (SlowKind.SPOOFED, packet[:128])
+    assert play.came() == 0
+    assert play.stack.flow_count() == 0
+    assert play.stack.counters() == {"spoofed_source": 1}
+
+
+def test_spoofed_packets_are_told_of_once_a_second_and_all_counted(play):
+    packet = wire.ipv4(bytes(8), wire.UDP, src=REMOTE[4])
+    flood(play, wire.frame(packet), 1000)
+    assert play.spoofed() == [packet]
+    play.clock.advance(ms=999)
+    flood(play, wire.frame(packet), 10)
+    assert play.spoofed() == []
+    play.clock.advance(ms=1)
+    flood(play, wire.frame(packet), 10)
+    assert play.spoofed() == [packet]
+    assert play.stack.counters() == {"spoofed_source": 1020}
+    play.sends(echo(4, b"the others go on"))
+    assert play.slow().kind == SlowKind.ECHO
+
+
+def test_spoofed_packet_is_counted_once_when_the_queue_is_full(play):
+    for i in range(5000):
+        play.stack.input_ip(query(4, b"%d" % i))
+    before = play.stack.counters()
+    play.stack.input_ip(wire.ipv4(bytes(8), wire.UDP, src=REMOTE[4]))
+    assert play.stack.counters() == {**before, "spoofed_source": 1}
 
 
 # --- floods
