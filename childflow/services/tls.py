@@ -11,8 +11,9 @@ command is one for the proxy.
 Verification is OpenSSL's against the system's store (SSL_CERT_FILE, SSL_CERT_DIR). `--proxy-insecure` skips trust; the
 name is checked all the same, here, since OpenSSL does not check one without the other.
 
-Invariants: a way holds at most one read (PLAIN_READ or one record) that its sink has not taken, and reads no more
-            before. At most RELAYS relays; a pump moves at most READS_AT_ONCE reads before others have their turn.
+Invariants: a way holds at most one read (PLAIN_READ) that its sink has not taken, and reads no more before; as much
+            may wait within TLS. At most RELAYS relays; a pump moves at most READS_AT_ONCE reads before others have
+            their turn.
 Not here:   what is said over the connection (`proxy.py`), the times within which (`dial.py`).
 """
 
@@ -24,9 +25,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from childflow.errors import DialError
 from childflow.netstack.events import Denial
@@ -42,8 +41,6 @@ _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _AT_ONCE = struct.pack("ii", 1, 0)
 _BATCH = 256
 
-T = TypeVar("T")
-
 
 class TlsProxy:
     """Opens verified connections to one proxy, and runs the relays of those that became the command's."""
@@ -56,28 +53,19 @@ class TlsProxy:
 
     async def open(self, sock: socket.socket) -> TlsLine:
         """TLS over a connected socket, which is ours from now on. DialError when the proxy is not the one named."""
-        held: socket.socket = sock
         try:
-            held = tls = self._wrap(sock)
-            await _when_ready(self._loop, tls, tls.do_handshake)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            name = self._proxy.host.partition("%")[0]
+            line = TlsLine(self._loop, Tls(sock, self._context, name), self.relays)
+            await line.shake()
             if self._proxy.insecure:
-                _check_name(tls.getpeercert(binary_form=True) or b"", self._name)
-            return TlsLine(self._loop, tls, self.relays)
+                _check_name(line.tls.certificate(), name)
+            return line
         except BaseException as error:
-            held.close()
+            sock.close()
             if isinstance(error, OSError):
                 raise _refusal(error) from None
             raise
-
-    @property
-    def _name(self) -> str:
-        return self._proxy.host.partition("%")[0]
-
-    def _wrap(self, sock: socket.socket) -> ssl.SSLSocket:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return self._context.wrap_socket(
-            sock, server_hostname=self._name, do_handshake_on_connect=False, suppress_ragged_eofs=False
-        )
 
     def close(self) -> None:
         self.relays.close()
@@ -86,6 +74,7 @@ class TlsProxy:
 def _context(insecure: bool) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # Python's default, which takes a bare FIN for an end
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -155,46 +144,145 @@ def _canonical(text: str) -> bytes | None:
     return None
 
 
-async def _when_ready(loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket, step: Callable[[], T]) -> T:
-    """Do `step` as soon as TLS has what it takes."""
-    while True:
+class Tls:
+    """TLS over a non-blocking socket, which is the proxy's side of a relay.
+
+    Through memory, since OpenSSL on the socket itself could not finish one way while the other goes on: `unwrap` looks
+    for the peer's close_notify at once, and finding text instead breaks the connection.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str) -> None:
+        self.sock = sock
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_hostname=name)
+        self._unsent = memoryview(b"")
+        self._finished = False
+
+    def certificate(self) -> bytes:
+        return self._tls.getpeercert(binary_form=True) or b""
+
+    def shake(self) -> bool:
+        """A step of the handshake; True when it is complete."""
         try:
-            return step()
+            self._tls.do_handshake()
+            return True
         except ssl.SSLWantReadError:
-            await readable(loop, tls)
-        except ssl.SSLWantWriteError:
-            await writable(loop, tls)
+            return False
+        finally:
+            self.flush()  # an alert, too
+
+    def feed(self) -> bool:
+        """Take what has come; False when nothing has."""
+        try:
+            data = self.sock.recv(PLAIN_READ)
+        except BlockingIOError:
+            return False
+        if data:
+            self._in.write(data)
+        else:
+            self._in.write_eof()
+        return True
+
+    def flush(self) -> bool:
+        """Send what is to be sent; False when the socket does not take it all."""
+        while self._unsent or self._out.pending:
+            if not self._unsent:
+                self._unsent = memoryview(self._out.read())
+            try:
+                self._unsent = self._unsent[self.sock.send(self._unsent) :]
+            except BlockingIOError:
+                return False
+        return True
+
+    def read(self) -> bytes | None:
+        """A few records' text. An end without close_notify is an SSLEOFError."""
+        while True:
+            try:
+                data = self._tls.read(RECORD)
+                break
+            except ssl.SSLWantReadError:
+                self.flush()
+                if not self.feed():
+                    return None
+            except ssl.SSLZeroReturnError:
+                return b""
+        if len(data) == RECORD and self._in.pending > RECORD:
+            return data + self._more()
+        return data
+
+    def _more(self) -> bytes:
+        """Records that have come with the first."""
+        parts = []
+        for _ in range(PLAIN_READ // RECORD - 1):
+            try:
+                parts.append(self._tls.read(RECORD))
+            except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):  # which `read` will say again
+                break
+        return b"".join(parts)
+
+    def write(self, data: memoryview) -> int:
+        """All or nothing: it is only taken when all before it was sent."""
+        if not self.flush():
+            return 0
+        taken = self._tls.write(data)
+        self.flush()
+        return taken
+
+    def finish(self) -> bool:
+        """Send close_notify."""
+        if not self._finished:
+            self._finished = True
+            self._say_end()
+        return self.flush()
+
+    def _say_end(self) -> None:
+        come = self._in.read()  # OpenSSL shall not find it
+        try:
+            self._tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass
+        if come:
+            self._in.write(come)
 
 
 class TlsLine:
     """A connection to the proxy in TLS. What comes after the proxy's reply is kept for the relay."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket, relays: Relays) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, tls: Tls, relays: Relays) -> None:
         self._loop = loop
-        self._tls = tls
+        self.tls = tls
         self._relays = relays
         self._early = b""
 
+    async def shake(self) -> None:
+        while not self.tls.shake():
+            if not self.tls.feed():
+                await readable(self._loop, self.tls.sock)
+
     async def send(self, data: bytes) -> None:
-        while data:
-            data = data[await _when_ready(self._loop, self._tls, partial(self._tls.send, data)) :]
+        self.tls.write(memoryview(data))
+        while not self.tls.flush():
+            await writable(self._loop, self.tls.sock)
 
     async def receive(self, end: ReplyEnd) -> bytes:
         """One reply; EOFError at the end of the stream."""
         data, self._early = self._early, b""
         while not data or not (length := end(data)):
-            more = await _when_ready(self._loop, self._tls, partial(self._tls.recv, RECORD))
-            if not more:
+            more = self.tls.read()
+            if more == b"":
                 raise EOFError
-            data += more
+            if more is None:
+                await readable(self._loop, self.tls.sock)
+            else:
+                data += more
         self._early = data[length:]
         return data[:length]
 
     async def hand_over(self) -> socket.socket:
-        return await self._relays.join(self._tls, self._early)
+        return await self._relays.join(self.tls, self._early)
 
     def close(self) -> None:
-        self._tls.close()
+        self.tls.sock.close()
 
 
 # The relays.
@@ -208,7 +296,7 @@ class Side(Protocol):
     def finish(self) -> bool: ...  # say that nothing more will be written; False: not now
 
 
-class PlainSide:
+class Plain:
     """Towards the stack."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -228,44 +316,6 @@ class PlainSide:
 
     def finish(self) -> bool:
         self.sock.shutdown(socket.SHUT_WR)
-        return True
-
-
-class TlsSide:
-    """Towards the proxy."""
-
-    def __init__(self, sock: ssl.SSLSocket) -> None:
-        self.sock = sock
-        self._over = False  # both close_notify are through: what comes now is not TLS, and nobody's
-
-    def read(self) -> bytes | None:
-        if self._over:
-            return b""
-        try:
-            return self.sock.recv(RECORD)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
-        except ssl.SSLZeroReturnError:  # close_notify, after ours
-            return b""
-
-    def write(self, data: memoryview) -> int:
-        try:
-            return self.sock.send(data)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return 0
-
-    def finish(self) -> bool:
-        """Send close_notify. OpenSSL then looks for the peer's: what it finds instead is read later."""
-        try:
-            self.sock.unwrap()
-            self._over = True
-        except ssl.SSLWantWriteError:
-            return False
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as error:
-            if error.reason != "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
-                raise
         return True
 
 
@@ -299,10 +349,10 @@ class Way:
 class Relay:
     """Two sides and the ways between them."""
 
-    def __init__(self, tls: ssl.SSLSocket, near: socket.socket, early: bytes) -> None:
-        self.sockets = (tls, near)
-        self.descriptors = (tls.fileno(), near.fileno())
-        proxy, stack = TlsSide(tls), PlainSide(near)
+    def __init__(self, proxy: Tls, stack: Plain, early: bytes) -> None:
+        self._proxy = proxy
+        self._sockets = (proxy.sock, stack.sock)
+        self.descriptors = (proxy.sock.fileno(), stack.sock.fileno())
         self.ways = (Way(stack, proxy), Way(proxy, stack, early))
 
     @property
@@ -310,12 +360,13 @@ class Relay:
         return all(way.done for way in self.ways)
 
     def pump(self) -> bool:
-        """Both ways, whatever the first one says."""
+        """Both ways, whatever the first one says. First what TLS could not send before: nothing else would."""
+        self._proxy.flush()
         more = [way.pump() for way in self.ways if not way.done]
         return any(more)
 
     def close(self, reset: bool) -> None:
-        for sock in self.sockets:
+        for sock in self._sockets:
             if reset:
                 try:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
@@ -337,14 +388,14 @@ class Relays:
     def __len__(self) -> int:
         return len(self._of) // 2
 
-    async def join(self, tls: ssl.SSLSocket, early: bytes) -> socket.socket:
+    async def join(self, tls: Tls, early: bytes) -> socket.socket:
         """Begin to relay, `early` down first; returns the stack's end. DialError when there are too many."""
         if len(self) >= RELAYS:
             raise DialError(Denial.RESET, f"there are {RELAYS} connections through the https proxy already")
         near, end = await loopback_pair(self._loop)
         near.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
-        relay = Relay(tls, near, early)
+        relay = Relay(tls, Plain(near), early)
         for descriptor in relay.descriptors:
             self._of[descriptor] = relay
             self._epoll.register(descriptor, _EVENTS)
