@@ -12,7 +12,8 @@
 #   make coverage          branches of the C stack that the scripted conversations and the corpora take, by file
 #   make soak              the long tests: gigabytes, loss, thousands of flows, half an hour of mixed load
 #   make bench             all benchmarks: bench-bulk (one TCP stream), bench-loss (the same through loss), bench-start (the
-#                          cost of a run), bench-npm, bench-rules (what many rules cost)
+#                          cost of a run), bench-npm, bench-rules (what many rules cost),
+#                          bench-flight (what reading the name in a first flight costs)
 #   make clean             remove what was built
 
 PYTHON = $(shell tests/find_python.sh)
@@ -27,7 +28,7 @@ C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard 
 BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint asan fuzz coverage soak bench bench-bulk bench-loss bench-start bench-npm bench-rules test-wheels npm-mirror clean
+.PHONY: run test lint asan fuzz coverage soak bench bench-bulk bench-loss bench-start bench-npm bench-rules bench-flight test-wheels npm-mirror clean
 
 run: $(STAMPS)/build
 	@BIN="$(CURDIR)/$(BIN)" sh examples/run.sh $(CMD)
@@ -60,7 +61,7 @@ coverage: $(STAMPS)/test-system $(STAMPS)/test $(STAMPS)/build
 soak: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
 	$(BIN)/python -m pytest -m soak -s $(PYTEST)
 
-bench: bench-start bench-bulk bench-loss bench-npm bench-rules
+bench: bench-start bench-bulk bench-loss bench-npm bench-rules bench-flight
 
 bench-bulk bench-loss bench-start: bench-%: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
 	$(BIN)/python -m benches.bench_$*
@@ -70,6 +71,9 @@ bench-npm: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels npm-
 
 bench-rules: $(STAMPS)/build
 	$(BIN)/python -m benches.bench_rules
+
+bench-flight: $(STAMPS)/test
+	$(BIN)/python -m benches.bench_flight
 
 # -- set up ---------------------------------------------------------------------------------------------------------
 

@@ -128,11 +128,16 @@ class Cursor:
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "big")
 
-    def skip(self, filling: int) -> int:
-        """Past all bytes that are `filling`; how many are left."""
-        while self.left() and self._data[self.at] == filling:
-            self.at += 1
-        return self.left()
+    def skip(self, filling: bytes) -> int:
+        """Past all bytes that are `filling`; how many are left. The look ahead grows: short runs are cheap."""
+        size = 16
+        while True:
+            window = self._data[self.at : self.at + size]
+            run = len(window) - len(window.lstrip(filling))
+            self.at += run
+            if run < size:
+                return self.left()
+            size *= 2
 
     def block(self, size: int) -> bytes:
         """A block behind its own length, a number of `size` bytes."""

@@ -181,7 +181,7 @@ class Connection:
 
     def _take_frames(self, payload: Cursor) -> None:
         """RFC 9000 12.4: what an Initial may have, less the end of a connection that has hardly begun."""
-        while payload.skip(_PADDING):
+        while payload.skip(b"\0"):
             kind = _varint(payload)
             if kind == _CRYPTO:
                 self._take_piece(_varint(payload), payload.take(_varint(payload)))
