@@ -15,18 +15,26 @@ from childflow.sandbox import mounts
 
 RESOLV_CONF = "/etc/resolv.conf"
 _KEPT = (b"search", b"domain", b"options", b"sortlist")
+_KEPT_UNSEARCHED = (b"options", b"sortlist")
 
 
-def resolv_conf(host_file: bytes, gateway: str) -> bytes:
-    """The command's resolv.conf: our server, and the host's words on how names are searched."""
-    kept = [line.strip() for line in host_file.splitlines() if line.split()[:1] and line.split()[0] in _KEPT]
+def resolv_conf(host_file: bytes, gateway: str, search: bool = True) -> bytes:
+    """The command's resolv.conf: our server, and the host's words on how names are searched.
+
+    `search` False: names are taken as they stand. Under a proxy nobody can tell whether a name exists, and every name
+    would be found under the first search domain.
+    """
+    words = _KEPT if search else _KEPT_UNSEARCHED
+    kept = [line.strip() for line in host_file.splitlines() if line.split()[:1] and line.split()[0] in words]
+    if not search:
+        kept.append(b"search .")  # without a line libc takes the host name's domain
     lines = [b"# childflow: queries go to its gateway", b"nameserver " + gateway.encode("ascii"), *kept]
     return b"\n".join(lines) + b"\n"
 
 
-def install(gateway: str) -> None:
+def install(gateway: str, search: bool = True) -> None:
     """Lay our resolv.conf over the host's, whatever shape that has."""
-    content = resolv_conf(_read(RESOLV_CONF), gateway)
+    content = resolv_conf(_read(RESOLV_CONF), gateway, search)
     target = os.path.realpath(RESOLV_CONF)
     existing = _nearest_directory(os.path.dirname(target))
     if existing.startswith("/run/"):

@@ -438,7 +438,8 @@ class _Child:
     def _install_resolver(self) -> None:
         from childflow.sandbox import resolver
 
-        resolver.install(socket.inet_ntoa(ADDRESSES.gateway4))
+        blind = self._settings.virtual_names and self._settings.proxy is not None
+        resolver.install(socket.inet_ntoa(ADDRESSES.gateway4), search=not blind)
 
     def _lay_over_ssh_files(self) -> None:
         if self._uid == 0:

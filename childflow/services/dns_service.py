@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from childflow.limits import Limits
     from childflow.netstack.stack import Stack
     from childflow.record.null import NullRecorder
+    from childflow.services.lookup import Lookup
 
 
 class DnsService:
@@ -41,6 +42,8 @@ class DnsService:
     ) -> None:
         """`limits` None: each forwarder's own."""
         self._udp = UdpForwarder(stack, loop, watch, resolvers, recorder, policy, limits and limits.dns_queries)
+        self._lookup: Lookup | None = None
+        self._loop, self._has_ipv6 = loop, policy.has_ipv6
         self._tcp = TcpForwarder(loop, resolvers, recorder, policy, limits and limits.dns_connections)
 
     def query(self, datagram: Datagram) -> None:
@@ -51,7 +54,17 @@ class DnsService:
         """The stack's end of a DNS connection to `remote`, non-blocking, the caller's to close; None: too many."""
         return self._tcp.open(remote)
 
+    def lookup(self) -> Lookup:
+        """Lookups of our own, by the same resolvers."""
+        if self._lookup is None:
+            from childflow.services.lookup import Lookup
+
+            self._lookup = Lookup(self._loop, self._udp, self._tcp, self._has_ipv6)
+        return self._lookup
+
     def close(self) -> None:
         """Drop what is open; nothing is answered any more."""
+        if self._lookup is not None:
+            self._lookup.close()
         self._udp.close()
         self._tcp.close()

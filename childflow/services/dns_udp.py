@@ -78,7 +78,7 @@ class Pending:
         self.to: Datagram | None = None
         self.source: Asked | None = None
         self.ruling: Ruling | None = None
-        self.landed: Callable[[bytes], None] = _nobody
+        self.landed: Callable[[bytes, str], None] = _nobody
         self.order = order
         self.left = rounds * len(order)  # attempts that may still be made
         self.asked = 0
@@ -89,7 +89,7 @@ class Pending:
         self.fallback: bytes | None = None  # a resolver's answer that says it failed
 
 
-def _nobody(answer: bytes) -> None:
+def _nobody(answer: bytes, mode: str) -> None:
     """An answer that nobody waits for."""
 
 
@@ -173,8 +173,12 @@ class UdpForwarder:
             self._recorder.dns_query("udp", pending.order[0].text, query)
         self._ask_next(pending)
 
-    def ask(self, message: bytes, question: bytes, landed: Callable[[bytes], None]) -> None:
-        """A query of ours: `landed` gets the answer, or SERVFAIL in time. Nothing is recorded of it."""
+    def ask(self, message: bytes, question: bytes, landed: Callable[[bytes, str], None]) -> None:
+        """A query of ours, of which nothing is recorded.
+
+        `landed` gets the answer and "relayed", or, in time, SERVFAIL and another word where no resolver has answered;
+        nothing when the service closes.
+        """
         pending = self._open_pending(message, question, None)
         pending.landed = landed
         self._ask_next(pending)
@@ -324,7 +328,7 @@ class UdpForwarder:
             self._tell_silent(pending, server if mode == "relayed" else None)
         self._forget(pending)
         if pending.to is None or pending.source is None:
-            pending.landed(answer)
+            pending.landed(answer, mode)
             return
         if self._policy.reads_answers:
             answer, changed = self._policy.take(pending.source, pending.ruling, answer)

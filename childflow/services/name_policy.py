@@ -100,7 +100,7 @@ class NamePolicy:
         self._clock = clock
         self._server = server
         self._virtual = virtual
-        self._has_ipv6 = has_ipv6
+        self.has_ipv6 = has_ipv6
         self._search = search
         self._gateways = frozenset((link.gateway4, link.gateway6))
         self._by_name = rules.has_domain_rules or bool(rules.metadata_names)
@@ -166,7 +166,7 @@ class NamePolicy:
     def _virtual_answer(self, asked: Asked, name: str) -> Taken:
         assert self._virtual is not None
         family = _ADDRESS_TYPES[asked.query.qtype]
-        if family == 6 and not self._has_ipv6:
+        if family == 6 and not self.has_ipv6:
             return _empty(asked, dns.NOERROR)
         address = self._virtual.address_of(name, family)
         if address is None:
@@ -202,7 +202,7 @@ class NamePolicy:
             if chain.addresses and (ruling is None or ruling.server is None):
                 name = dns.name_text(asked.query.question)
                 self._names.learn(name, chain.names, chain.addresses, self._clock())
-        if asked.query.qtype == dns.TYPE_AAAA and not self._has_ipv6:
+        if asked.query.qtype == dns.TYPE_AAAA and not self.has_ipv6:
             return _empty(asked, dns.rcode(answer))
         if asked.query.qtype in _WITH_BINDINGS and self._rules.has_domain_rules and not self._rules.keep_ech:
             return _without_ech(asked, answer)

@@ -29,6 +29,16 @@ def test_resolv_conf_keeps_how_names_are_searched() -> None:
     ]
 
 
+def test_resolv_conf_for_a_proxy_searches_no_names() -> None:
+    host = b"nameserver 1.2.3.4\n  search a b\n;comment\ndomain c\noptions rotate\nsortlist 1.2.3.0\nfamily inet4\n"
+    assert resolv_conf(host, "192.0.0.1", search=False).decode().splitlines()[1:] == [
+        "nameserver 192.0.0.1",
+        "options rotate",
+        "sortlist 1.2.3.0",
+        "search .",
+    ]
+
+
 def own_etc_and_run(shape: Callable[[], None]) -> Callable[[], None]:
     """For `before`: a private /etc (a copy) and /run (empty), in which `shape` may do as it likes."""
 

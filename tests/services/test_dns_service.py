@@ -52,6 +52,7 @@ class Upstream:
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self.udp.fileno())
+        self._server.cancel()
         self.udp.close()
         self.tcp.close()
 

@@ -71,6 +71,34 @@ def test_resolv_conf_options_within_reason() -> None:
     assert (plan.attempt_s, plan.rounds, plan.rotate) == (1.0, 1, False)
 
 
+@pytest.mark.parametrize(
+    ("text", "search"),
+    [
+        ("search a.Example. b.example\n", ("a.example", "b.example")),
+        ("search a.example\ndomain b.example\n", ("b.example",)),
+        ("domain a.example\nsearch .\n", ()),
+        ("#search a.example\nsearch\n", ("host.example",)),
+    ],
+)
+def test_search_list(text: str, search: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "laptop.host.example")
+    assert parse_resolv_conf(text).search == search
+
+
+def test_search_list_is_the_hosts_whoever_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("search a.example\n")
+    for dns in (None, "192.0.2.1"):
+        assert Resolvers(dns, Clock(), str(path)).search() == ("a.example",)
+
+
+def test_server_that_is_not_on_the_list_is_not_remembered() -> None:
+    resolvers = Resolvers("192.0.2.1", Clock())
+    for last in range(1, 200):
+        resolvers.avoid(parse_resolver(f"198.51.100.{last}"))
+    assert resolvers._avoid == {}
+
+
 @pytest.mark.case("C27", "E10")
 def test_file_that_changes_is_read_again_after_a_second(tmp_path: Path) -> None:
     path, clock = tmp_path / "resolv.conf", Clock()
