@@ -19,8 +19,9 @@ from collections.abc import Mapping
 
 from childflow.limits import Limits
 from childflow.netstack.stack import Stack
+from childflow.policy.policy import policy_of
 from childflow.record.null import NullRecorder
-from childflow.sandbox.link import LinkPlan
+from childflow.sandbox.link import LinkPlan, host_addresses
 from childflow.services.switchboard import Switchboard
 from childflow.settings import ADDRESSES, Settings
 
@@ -92,7 +93,10 @@ class Engine:
             tap_fd, ADDRESSES, mtu=plan.mtu, offload=offload, limits=limits, crash_path=crash_path(os.environ)
         )
         self._full = dict(_FULL)
-        self._switchboard = Switchboard(self._stack, settings, loop, recorder, limits=self._stack.limits)
+        policy = policy_of(settings, loop.time, host_addresses() if settings.block_private else ())
+        self._switchboard = Switchboard(
+            self._stack, settings, loop, recorder, policy=policy, limits=self._stack.limits, has_ipv6=plan.ipv6
+        )
         self._again: asyncio.Handle | None = None
         self._counters: dict[str, int] = {}
 

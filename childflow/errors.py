@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from childflow.netstack.events import Denial
 
 EXIT_USAGE = 2
+EXIT_LEAK = 1
 EXIT_FAILED = 125
 EXIT_SIGNAL_BASE = 128
 

@@ -20,7 +20,7 @@ import sys
 from signal import SIGHUP
 from typing import TYPE_CHECKING, Any
 
-from childflow.errors import EXIT_FAILED, EXIT_SIGNAL_BASE, ChildflowError, StartError
+from childflow.errors import EXIT_FAILED, EXIT_LEAK, EXIT_SIGNAL_BASE, ChildflowError, StartError
 from childflow.messages import say, write
 from childflow.sandbox import link, spawn
 from childflow.sandbox.signals import STOPPING, Signals, die_as, stop_as
@@ -148,7 +148,15 @@ class _Life:
             raise self._failure
         assert self._end is not None, "the loop ended before the command did"
         self._tell_the_end(self._end)
-        return self._end
+        return self._leak_end(self._end)
+
+    def _leak_end(self, end: Report) -> Report:
+        """Under --fail-on-leak a run is no success if anything was blocked, though the command called it one."""
+        leaks = self._recorder.violations
+        if not self._settings.fail_on_leak or not leaks or end != Report("exited", 0):
+            return end
+        say(f"{leaks} {'attempt was' if leaks == 1 else 'attempts were'} blocked (--fail-on-leak); exit status 1")
+        return Report("exited", EXIT_LEAK)
 
     def _release(self) -> None:
         if (number := self._signals.before_the_command()) is not None:

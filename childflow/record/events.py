@@ -114,7 +114,11 @@ class PolicyViolation(Event, frozen=True, kw_only=True, tag="policy_violation"):
 
 
 class FlowEnd(Flow, frozen=True, kw_only=True, tag="flow_end"):
-    """A flow is over; `bytes_up` and `bytes_down` are payload, `names` those of its connect_attempt."""
+    """A flow is over; `bytes_up` and `bytes_down` are payload, `names` those of its connect_attempt.
+
+    `server_name` is what the first bytes of the child named (SNI or Host), where they were read; `evidence` is
+    what the flow rests on at last.
+    """
 
     names: list[str]
     bytes_up: int
@@ -122,6 +126,7 @@ class FlowEnd(Flow, frozen=True, kw_only=True, tag="flow_end"):
     duration_ms: int
     end: Literal["fin", "rst_child", "rst_host", "timeout", "idle", "killed"]
     server_name: str | None
+    evidence: Literal["address", "dns", "sni", "host", "quic", "virtual"]
 
 
 class RuntimeFailure(Event, frozen=True, kw_only=True, tag="runtime_failure"):

@@ -39,8 +39,8 @@ class Lines:
         self._write(
             self._events.ConnectAttempt(
                 ts_ms=_now_ms(), run_id=self._run_id, flow_id=flow_id, protocol=flow.protocol, remote_addr=addr,
-                remote_ip=ip, remote_port=port, via_proxy=False, names=flow.names, rule=flow.rule,
-                evidence="dns" if flow.names else "address", process=None,
+                remote_ip=ip, remote_port=port, via_proxy=flow.via_proxy, names=flow.names, rule=flow.rule,
+                evidence=flow.evidence, process=None,
             )
         )  # fmt: skip
 
@@ -49,8 +49,8 @@ class Lines:
         self._write(
             self._events.ConnectResult(
                 ts_ms=_now_ms(), run_id=self._run_id, flow_id=flow_id, protocol=flow.protocol, remote_addr=addr,
-                remote_ip=ip, remote_port=port, via_proxy=False, names=flow.names, rule=flow.rule,
-                evidence="dns" if flow.names else "address", process=None,
+                remote_ip=ip, remote_port=port, via_proxy=flow.via_proxy, names=flow.names, rule=flow.rule,
+                evidence=flow.evidence, process=None,
                 status="ok" if error is None else "error", error=error, duration_ms=duration_ms,
             )
         )  # fmt: skip
@@ -61,7 +61,8 @@ class Lines:
             self._events.FlowEnd(
                 ts_ms=_now_ms(), run_id=self._run_id, flow_id=event.flow, protocol=flow.protocol, remote_addr=addr,
                 remote_ip=ip, remote_port=port, names=flow.names, bytes_up=event.bytes_up, bytes_down=event.bytes_down,
-                duration_ms=event.duration_us // 1000, end=event.end.name.lower(), server_name=None,
+                duration_ms=event.duration_us // 1000, end=event.end.name.lower(),
+                server_name=flow.server_name, evidence=flow.evidence,
             )
         )  # fmt: skip
 

@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING
 
 from childflow.netstack.events import Connected, Ended, Question
-from childflow.policy.verdict import ICMP4, TCP, Action, Verdict, address_text
-from childflow.record.null import NullRecorder
+from childflow.policy.verdict import ICMP4, ICMP6, TCP, UDP, Action, Verdict, address_text
+from childflow.record.null import SPOOFED, NullRecorder
 from childflow.record.tally import MAX_ADDRESSES, OpenFlow, PingRow, Tally
 from childflow.services import dns, dns_answer
 from childflow.settings import DNS_PORT, Settings
@@ -85,9 +85,11 @@ class Recorder(NullRecorder):
 
     # Flows.
 
-    def allowed(self, question: Question, verdict: Verdict) -> None:
-        """A flow was let out."""
-        flow = self._open_flow(question, verdict.rule)
+    def allowed(
+        self, question: Question, verdict: Verdict, names: tuple[str, ...] = (), via_proxy: bool = False
+    ) -> None:
+        """A flow was let out; `names` led to its address, where that is known for certain."""
+        flow = self._open_flow(question, verdict, list(names), via_proxy)
         flow.target.attempts += 1
         flow.host.attempts += 1
         self.tally.flows += 1
@@ -98,15 +100,30 @@ class Recorder(NullRecorder):
 
     def denied(self, question: Question, verdict: Verdict) -> None:
         """A flow was refused: a violation of policy where the verdict has a reason for one, else a failed connect."""
-        protocol = "tcp" if question.protocol == TCP else "udp"
         if verdict.reason_code is not None:
+            super().denied(question, verdict)
+            protocol = "tcp" if question.protocol == TCP else "udp"
             self._violation(protocol, question.remote, question.remote_port, verdict)
             return
         self.allowed(question, verdict)
         self._result(question.flow, self._flows.pop(question.flow), verdict.sentence, 0)
 
+    def judged(self, flow_id: int, verdict: Verdict, server_name: str | None) -> None:
+        """The first bytes of a flow that was let out were read: they bear the name `server_name`, or none."""
+        flow = self._flows.get(flow_id)
+        if flow is not None:
+            flow.evidence, flow.server_name = verdict.evidence, server_name
+
+    def spoofed(self, protocol: int, remote: bytes, port: int) -> None:
+        """A packet came with a source that is not the child's."""
+        super().spoofed(protocol, remote, port)
+        word = {TCP: "tcp", UDP: "udp", ICMP4: "icmpv4", ICMP6: "icmpv6"}.get(protocol)
+        if word is not None:
+            self._violation(word, remote, port or None, SPOOFED)
+
     def icmp_denied(self, protocol: int, remote: bytes, verdict: Verdict) -> None:
         """A ping was refused."""
+        super().icmp_denied(protocol, remote, verdict)
         if verdict.reason_code is not None:
             self._violation("icmpv4" if protocol == ICMP4 else "icmpv6", remote, None, verdict)
 
@@ -158,11 +175,11 @@ class Recorder(NullRecorder):
             self._lines.flow_end(flow, event)
             self._flush_soon()
 
-    def _open_flow(self, question: Question, rule: str | None) -> OpenFlow:
+    def _open_flow(self, question: Question, verdict: Verdict, names: list[str], via_proxy: bool) -> OpenFlow:
         ip = address_text(question.remote)
         port = question.remote_port
         text = f"{ip}:{port}" if len(question.remote) == 4 else f"[{ip}]:{port}"
-        names = list(self._names.get(question.remote, ()))
+        names = names or list(self._names.get(question.remote, ()))
         target = self.tally.target(text, ip)
         if target.target == text:
             text, ip = target.target, target.ip  # one copy for thousands of flows to one place
@@ -171,7 +188,7 @@ class Recorder(NullRecorder):
                 target.names[name] = None
         protocol = "tcp" if question.protocol == TCP else "udp"
         host = self.tally.host(f"{names[-1]}:{port}" if names else text, (len(question.remote), question.remote, port))
-        flow = OpenFlow(protocol, (text, ip, port), names, rule, target, host)
+        flow = OpenFlow(protocol, (text, ip, port), names, verdict, via_proxy, target, host)
         if len(self._flows) >= OPEN_FLOWS:
             del self._flows[next(iter(self._flows))]
         self._flows[question.flow] = flow
@@ -226,6 +243,7 @@ class Recorder(NullRecorder):
 
     def dns_blocked(self, protocol: str, remote: bytes, query: dns.Query, verdict: Verdict) -> None:
         """A query to port 53 of `remote` was not passed on, or its answer was not: the policy denies it."""
+        super().dns_blocked(protocol, remote, query, verdict)
         self._violation("dns", remote, DNS_PORT, verdict)
 
     def dns_answer(

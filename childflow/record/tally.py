@@ -7,6 +7,10 @@ Not here:   rendering (`summary.py`), the flow log (`flowlog.py`).
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from childflow.policy.verdict import Verdict
 
 MAX_ROWS = 4096
 MAX_ADDRESSES = 64
@@ -79,21 +83,25 @@ class PingRow:
 class OpenFlow:
     """What later lines about a flow need of its first."""
 
-    __slots__ = ("address", "host", "names", "protocol", "rule", "target")
+    __slots__ = ("address", "evidence", "host", "names", "protocol", "rule", "server_name", "target", "via_proxy")
 
     def __init__(
         self,
         protocol: str,
         address: tuple[str, str, int],
         names: list[str],
-        rule: str | None,
+        verdict: Verdict,
+        via_proxy: bool,
         target: TargetRow,
         host: HostRow,
     ) -> None:
         self.protocol = protocol
         self.address = address  # remote_addr, remote_ip, remote_port
         self.names = names
-        self.rule = rule
+        self.rule = verdict.rule
+        self.evidence = "dns" if names and verdict.rule is None else verdict.evidence
+        self.server_name: str | None = None  # as the child said it on the wire
+        self.via_proxy = via_proxy
         self.target = target
         self.host = host
 

@@ -26,10 +26,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from childflow.netstack.events import Denial
-from childflow.policy.verdict import Action, Ask, Verdict, judge
+from childflow.policy.policy import Policy
+from childflow.policy.verdict import Action, Verdict
 from childflow.services import packets
 from childflow.services.watch import Watch
-from childflow.settings import Addresses
 
 if TYPE_CHECKING:
     from childflow.netstack.stack import Stack
@@ -149,7 +149,7 @@ class Echo:
         clock: Callable[[], float],
         watch: Watch,
         recorder: NullRecorder,
-        link: Addresses,
+        policy: Policy,
         sessions_max: int = MAX_SESSIONS,
     ) -> None:
         """`clock` in seconds; `watch` tells when a socket has something."""
@@ -158,7 +158,8 @@ class Echo:
         self._clock = clock
         self._watch = watch
         self._recorder = recorder
-        self._link = link
+        self._policy = policy
+        self._link = policy.link
         self._sessions: dict[tuple[int, int], Session] = {}  # by version and the child's id, least recently used first
         self._by_host: dict[tuple[int, int], Session] = {}  # by version and the id on the wire
         self._raw: dict[int, socket.socket] = {}
@@ -184,7 +185,7 @@ class Echo:
         if request is None:
             self._stack.drop("bad_icmp")
             return
-        verdict = judge(Ask(int(request.family.protocol), request.remote, 0), self._link)
+        verdict = self._policy.judge(int(request.family.protocol), request.remote, 0)
         if verdict.action is Action.SERVE:
             self._reply(request.family, request.remote, request.child, request.ident, request.sequence, request.data)
         elif verdict.action is Action.DENY:
@@ -201,8 +202,7 @@ class Echo:
             self._stack.drop("martian")
         else:
             self._error(request, request.family.prohibited)
-        if self._recorder.active:
-            self._recorder.icmp_denied(int(request.family.protocol), request.remote, verdict)
+        self._recorder.icmp_denied(int(request.family.protocol), request.remote, verdict)
 
     def _forward(self, request: Request) -> None:
         try:

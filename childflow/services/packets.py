@@ -74,3 +74,21 @@ def icmp_error(source: bytes, to: bytes, kind: int, code: int, quoted: bytes, re
     """An ICMP error of `source`'s family to `to`, quoting what is allowed of `quoted`; `rest` ends the header."""
     limit = QUOTE4 if len(source) == 4 else QUOTE6
     return icmp_packet(source, to, _ICMP.pack(kind, code, 0, rest) + quoted[:limit])
+
+
+TCP, UDP = 6, 17
+
+
+def ends_of(packet: bytes) -> tuple[int, bytes, int] | None:
+    """Protocol, destination address and port (0 where there is none) of an IP packet's head; None when it is too short.
+
+    Extension headers are not followed: the protocol is then theirs.
+    """
+    if len(packet) >= IP4_BYTES and packet[0] >> 4 == 4:
+        protocol, remote, rest = packet[9], packet[16:20], packet[(packet[0] & 15) * 4 :]
+    elif len(packet) >= IP6_BYTES and packet[0] >> 4 == 6:
+        protocol, remote, rest = packet[6], packet[24:40], packet[IP6_BYTES:]
+    else:
+        return None
+    port = rest[2] << 8 | rest[3] if protocol in (TCP, UDP) and len(rest) >= 4 else 0
+    return protocol, remote, port

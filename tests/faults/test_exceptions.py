@@ -16,11 +16,22 @@ import pytest
 from childflow.errors import StackError
 from childflow.netstack import stack as doorway
 from childflow.netstack.events import Connected, Denial, End, Ended, Event, Question, SlowKind, SlowPacket
+from childflow.policy.policy import without_rules
 from childflow.run import _Life
-from childflow.services import dns_tcp, dns_udp, echo, fragments, neighbours, resolvers, switchboard
+from childflow.services import (
+    admission,
+    dns_tcp,
+    dns_udp,
+    echo,
+    fragments,
+    neighbours,
+    on_demand,
+    resolvers,
+    switchboard,
+)
 from childflow.services.resolvers import Resolvers
 from childflow.services.watch import Watch
-from childflow.settings import ADDRESSES, Settings
+from childflow.settings import Settings
 from tests.netstack.play import Play
 from tests.netstack.wire import ACK, RST
 from tests.services.play import (
@@ -64,11 +75,11 @@ def question(remote: bytes = FAR4, port: int = 443, protocol: int = TCP, flow: i
 
 
 EVENTS: dict[str, tuple[Any, str, Event]] = {
-    "judgement of TCP": (switchboard, "judge", question()),
-    "judgement of UDP": (switchboard, "judge", question(protocol=UDP)),
+    "judgement of TCP": (admission, "judge", question()),
+    "judgement of UDP": (admission, "judge", question(protocol=UDP)),
     "allow": (FakeStack, "allow", question()),
-    "deny": (switchboard.Switchboard, "_deny", question(remote=bytes((127, 0, 0, 1)))),
-    "DNS over TCP": (switchboard.Switchboard, "_open_dns", question(GATEWAY4, 53)),
+    "deny": (admission.Admission, "_deny", question(remote=bytes((127, 0, 0, 1)))),
+    "DNS over TCP": (on_demand.OnDemand, "dns", question(GATEWAY4, 53)),
     "attach": (FakeStack, "attach", question(GATEWAY4, 53)),
     "DNS datagram": (dns_udp.UdpForwarder, "query", datagram(query())),
     "ARP": (neighbours, "answer_arp", SlowPacket(SlowKind.ARP, bytes(60))),
@@ -110,7 +121,7 @@ def test_flow_that_can_not_be_attached_is_refused_at_once() -> None:
 
     async def play() -> None:
         s = Scene()
-        s.board._stack = s.stack = NoMemory()  # type: ignore[assignment]
+        s.board._admission._stack = s.stack = NoMemory()  # type: ignore[assignment]
         s.board.handle([question(GATEWAY4, 53)])
         assert s.stack.denied == [(1, Denial.RESET)]
         assert s.told == []
@@ -234,7 +245,7 @@ def test_raw_socket_that_can_not_be_watched_is_not_kept() -> None:
     async def play() -> None:
         s = Scene()
         watch = Full(s.loop)
-        pings = echo.Echo(s.stack, s.loop.time, watch, s.recorder, ADDRESSES)  # type: ignore[arg-type]
+        pings = echo.Echo(s.stack, s.loop.time, watch, s.recorder, without_rules())  # type: ignore[arg-type]
         with pytest.raises(OSError, match="No space"):
             pings._raw_socket(echo.FAMILY4)
         assert pings._raw_socket(echo.FAMILY4).fileno() in watch._ready

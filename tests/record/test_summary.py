@@ -39,7 +39,7 @@ def test_text_says_where_it_went_and_what_failed() -> None:
     assert ["reached", "flows", "up", "down"] in table
     assert ["www.example.test:443", "1", "100", "B", "2.0", "KiB"] in table
     assert ["[2001:db8::7]:443", "1", "5", "B", "6", "B"] in table
-    assert "  refused by policy: 3 x martian" in lines
+    assert "  refused by policy: 3 x martian, 1 x dns_malformed" in lines
     failed = lines.index("  connects that failed:")
     assert lines[failed + 1] == "    192.0.0.1:80      the gateway answers only DNS and ping (1)"
     assert lines[failed + 2] == "    [2001:db8::7]:80  Connection refused (1)"
@@ -191,7 +191,7 @@ def test_json_fits_its_schema_and_counts() -> None:
     log = found["flow_log"]
     assert (log["status"], log["path"]) == ("disabled", None)
     assert log["event_counts"] == {
-        "total": 18, "dns_query": 3, "dns_answer": 2, "connect_attempt": 4, "connect_result": 3, "policy_violation": 3,
+        "total": 19, "dns_query": 3, "dns_answer": 2, "connect_attempt": 4, "connect_result": 3, "policy_violation": 4,
         "flow_end": 2, "runtime_failure": 1, "unknown_event": 0,
     }  # fmt: skip
     assert log["top_dns_name"] == {
@@ -199,7 +199,7 @@ def test_json_fits_its_schema_and_counts() -> None:
     }  # fmt: skip
     assert log["dns_policy_rows"][0]["target"] == "198.51.100.7:443"
     assert log["top_target"]["target"] == "192.0.0.1:80"
-    assert log["policy_violations"] == {"martian": 3}
+    assert log["policy_violations"] == {"martian": 3, "dns_malformed": 1}
     assert log["connect_errors"]["Connection refused (ECONNREFUSED)"] == 1
     assert log["runtime_failure_phases"] == {"run": 1}
     assert {k: v for k, v in found["traffic"].items() if k != "duration_ms"} == {

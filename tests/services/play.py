@@ -34,6 +34,10 @@ class FakeStack:
         self.drops: list[str] = []
         self.gone: set[int] = set()
         self.waiting: list[Any] = []
+        self.holds: list[int] = []
+        self.passed: list[int] = []
+        self.elsewhere: list[tuple[int, bytes, int]] = []
+        self.texts: dict[int, list[bytes]] = {}  # of held flows: segments, or datagrams
 
     def allow(self, flow: int) -> None:
         self._alive(flow)
@@ -42,6 +46,26 @@ class FakeStack:
     def deny(self, flow: int, how: Denial) -> None:
         self._alive(flow)
         self.denied.append((flow, how))
+
+    def hold(self, flow: int) -> None:
+        self._alive(flow)
+        self.holds.append(flow)
+
+    def held(self, flow: int, index: int = 0) -> bytes:
+        """All text of TCP at index 0; of a flow that was only held and not let out, its datagrams one by one."""
+        self._alive(flow)
+        texts = self.texts.get(flow, [])
+        if flow in self.allowed or any(flow == other for other, *_ in [*self.elsewhere, *self.attached]):
+            return b"".join(texts) if index == 0 else b""
+        return texts[index] if index < len(texts) else b""
+
+    def pass_on(self, flow: int) -> None:
+        self._alive(flow)
+        self.passed.append(flow)
+
+    def allow_to(self, flow: int, address: bytes, port: int) -> None:
+        self._alive(flow)
+        self.elsewhere.append((flow, address, port))
 
     def attach(self, flow: int, fd: int) -> None:
         self._alive(flow)

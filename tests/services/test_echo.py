@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from childflow.netstack.events import Denial
+from childflow.policy.policy import without_rules
 from childflow.services import echo, packets
 from childflow.services.echo import Echo
 from childflow.services.watch import Watch
-from childflow.settings import ADDRESSES
 from tests.services.play import (
     CHILD4,
     CHILD6,
@@ -89,7 +89,7 @@ class Scene:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.stack, self.recorder, self.watch = FakeStack(), FakeRecorder(), Watch(loop)
-        self.echo = Echo(self.stack, loop.time, self.watch, self.recorder, ADDRESSES)  # type: ignore[arg-type]
+        self.echo = Echo(self.stack, loop.time, self.watch, self.recorder, without_rules())  # type: ignore[arg-type]
 
     def close(self) -> None:
         self.echo.close()

@@ -96,15 +96,15 @@ def test_flow_that_died_meanwhile_is_passed_over_and_the_next_is_served(remote: 
 
 
 def test_fault_of_ours_opens_nothing_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from childflow.services import switchboard
+    from childflow.services import admission
 
-    def broken(ask: Any, link: Any) -> None:
+    def broken(ask: Any, link: Any, rules: Any) -> None:
         if ask.port == 666:
             raise ZeroDivisionError
-        return real(ask, link)
+        return real(ask, link, rules)
 
-    real: Any = switchboard.judge
-    monkeypatch.setattr(switchboard, "judge", broken)
+    real: Any = admission.judge
+    monkeypatch.setattr(admission, "judge", broken)
 
     async def play(s: Scene) -> None:
         said: list[Any] = []
@@ -135,7 +135,7 @@ def test_dns_connection_that_can_not_be_attached_is_closed() -> None:
     async def play(s: Scene) -> None:
         s.stack.gone.add(1)
         s.ask(TCP, GATEWAY4, 53)
-        await until(lambda: not s.board._open_dns()._tcp._runs)
+        await until(lambda: not s.board._services.dns()._tcp._runs)
 
     scene(play)
 
@@ -208,6 +208,8 @@ def test_resolver_that_is_none_is_refused_at_once() -> None:
 def test_unused_services_cost_nothing() -> None:
     async def play(s: Scene) -> None:
         s.ask(TCP, FAR4, 443)
-        assert (s.board._dns, s.board._watch, s.board._echo, s.board._fragments) == (None, None, None, None)
+        made = s.board._services
+        assert (made._dns, made._watch, made._echo, made._fragments) == (None, None, None, None)
+        assert (made._dialer, made._associations) == (None, None)
 
     scene(play)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any, cast
 
+from childflow.policy.policy import without_rules
 from childflow.record.null import NullRecorder
 from childflow.services import echo, packets
 from childflow.settings import ADDRESSES, Settings
@@ -56,7 +57,7 @@ def _request_comes(packet: bytes) -> None:
 def _service() -> tuple[Listener, echo.Echo]:
     listener = Listener()
     recorder = NullRecorder(Settings(()))
-    return listener, echo.Echo(cast(Any, listener), lambda: 1.0, cast(Any, None), recorder, ADDRESSES)
+    return listener, echo.Echo(cast(Any, listener), lambda: 1.0, cast(Any, None), recorder, without_rules())
 
 
 def _with_session(family: echo.Family) -> tuple[Listener, echo.Echo]:
