@@ -46,10 +46,14 @@ def _expand(secret: bytes, label: bytes, size: int) -> bytes:
     return hmac.new(secret, info, hashlib.sha256).digest()[:size]
 
 
-def seal(version: int, header: bytes, number_bytes: int, payload: bytes, destination: bytes = ID) -> bytes:
-    """A protected packet out of its header, whose last `number_bytes` are the packet number, and its payload."""
+def seal(
+    version: int, header: bytes, number_bytes: int, payload: bytes, destination: bytes = ID, beyond: int = 0
+) -> bytes:
+    """A protected packet out of its header, whose last `number_bytes` are the packet number, and its payload.
+
+    `beyond`: what of the packet number is too large for those bytes (RFC 9000 17.1)."""
     key, iv, hp = keys(version, destination)
-    number = int.from_bytes(header[-number_bytes:], "big")
+    number = int.from_bytes(header[-number_bytes:], "big") + beyond
     nonce = (int.from_bytes(iv, "big") ^ number).to_bytes(12, "big")
     sealed = AESGCM(key).encrypt(nonce, payload, header)
     mask = Cipher(AES(hp), ECB()).encryptor().update(sealed[4 - number_bytes :][:16])
@@ -70,8 +74,9 @@ def initial(
     head += varint(len(token)) + token
     frames = frames.ljust(max(4, fill - len(head) - 2 - number_bytes - 16), b"\0")
     size = number_bytes + len(frames) + 16
-    head += varint(size, 2 if size < 1 << 14 else 4) + number.to_bytes(number_bytes, "big")
-    return seal(version, head, number_bytes, frames, destination)
+    low = number % (1 << 8 * number_bytes)
+    head += varint(size, 2 if size < 1 << 14 else 4) + low.to_bytes(number_bytes, "big")
+    return seal(version, head, number_bytes, frames, destination, number - low)
 
 
 def early_data(version: int = V1, size: int = 40) -> bytes:

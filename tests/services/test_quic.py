@@ -99,6 +99,14 @@ def test_headers(version, number_bytes, ids):
         assert read_initials([packet]) == NAMED
 
 
+@pytest.mark.parametrize("numbers", [[0, 127, 250, 257, 300, 290, 420], [5, 4, 3, 2, 1, 0], [128, 100, 256, 140]])
+def test_packet_numbers_of_one_byte(numbers):
+    """RFC 9000 A.3: the nearest to the one that is expected, above or below."""
+    frames = scattered(message(), len(message()) // len(numbers) + 1)
+    packets = [initial(frame, number, number_bytes=1) for frame, number in zip(frames, numbers, strict=True)]
+    assert read_initials(packets) == NAMED
+
+
 @VERSIONS
 @pytest.mark.parametrize("size", [1, 7, 500])
 def test_scattered_and_reordered_as_chrome_does(version, size):
