@@ -147,8 +147,9 @@ class _Life:
         if self._failure:
             raise self._failure
         assert self._end is not None, "the loop ended before the command did"
-        self._tell_the_end(self._end)
-        return self._leak_end(self._end)
+        end = self._leak_end(self._end)
+        self._tell_the_end(end)
+        return end
 
     def _leak_end(self, end: Report) -> Report:
         """Under --fail-on-leak a run is no success if anything was blocked, though the command called it one."""
