@@ -1,4 +1,4 @@
-"""`--fail-on-leak` at its edges: what is a leak, and what it does to the status. (`test_policy.py` has the plain case.)"""
+"""`--fail-on-leak` at its edges: what is a leak, and what it does to the status. The plain case: `test_policy.py`."""
 
 from __future__ import annotations
 
