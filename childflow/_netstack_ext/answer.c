@@ -20,8 +20,6 @@ static void let_out(struct cf_stack *st, struct flow *f, const struct far_end *t
 	int error;
 
 	f->host_address_len = to->address_len;
-	f->translated = to->address_len != f->address_len || to->port != f->remote_port ||
-			memcmp(to->address, f->remote, f->address_len) != 0;
 	if (f->protocol == PROTO_UDP) {
 		udp_allow(st, f, to);
 		return;

@@ -80,7 +80,7 @@ bool icmp_for_child(const struct flow *f, const uint8_t *to, struct icmp_error *
 {
 	if (f->address_len != f->host_address_len) /* in the spirit of RFC 7915, 4.2 and 5.2; from us, where the router has no such address */
 		return f->address_len == 16 ? to_ipv6(e) : to_ipv4(e);
-	if (e->from && f->translated && memcmp(e->from, to, f->address_len) == 0)
+	if (e->from && memcmp(e->from, to, f->address_len) == 0)
 		e->from = f->remote;
 	return true;
 }

@@ -85,6 +85,7 @@ struct udp_peer {
 	uint32_t map;                  /* index of the child port's host socket, NONE before the verdict */
 	uint32_t map_prev, map_next;   /* other peers of that socket */
 	struct parked *parked;         /* datagrams that wait for the verdict, oldest first */
+	bool translated;               /* `to` is not what the child uses */
 	uint8_t parked_count;
 	bool answered;
 };
@@ -97,7 +98,6 @@ struct flow {
 	uint8_t on_list;               /* bit per enum flow_list */
 	uint8_t state, protocol, address_len, hop_limit, tos;
 	bool held;                     /* what the child says stays here until Python has seen it */
-	bool translated;               /* the host side has another address than the one that the child uses */
 	uint8_t host_address_len;      /* 4 or 16: the family of the host side */
 	uint8_t pending;               /* bit per event that Python has not read yet: PENDING_ below */
 	uint8_t end;

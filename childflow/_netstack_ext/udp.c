@@ -211,6 +211,13 @@ static uint32_t map_get(struct cf_stack *st, const struct flow *f)
 
 /* --- peers with another host side ------------------------------------------------------------------------- */
 
+static bool is_translated(const struct flow *f)
+{
+	const struct far_end *to = &f->udp.to;
+
+	return to->address_len != f->address_len || to->port != f->remote_port || memcmp(to->address, f->remote, f->address_len) != 0;
+}
+
 static bool translated_init(struct cf_stack *st)
 {
 	if (!st->translated)
@@ -286,7 +293,7 @@ static void map_add_peer(struct cf_stack *st, uint32_t index, struct flow *f)
 		flow_at(st, m->first_peer)->udp.map_prev = f->index;
 	m->first_peer = f->index;
 	m->peers++;
-	m->translated += f->translated;
+	m->translated += f->udp.translated;
 }
 
 static void map_drop_peer(struct cf_stack *st, struct flow *f)
@@ -295,7 +302,7 @@ static void map_drop_peer(struct cf_stack *st, struct flow *f)
 	struct udp_map *m = &st->maps[index];
 
 	f->udp.map = NONE;
-	if (f->translated) {
+	if (f->udp.translated) {
 		translated_unlink(st, f);
 		m->translated--;
 	}
@@ -464,7 +471,7 @@ static void send_up(struct cf_stack *st, struct flow *f, const struct manner *ma
 	}
 	f->bytes_up += len;
 	used_now(st, f);
-	if (f->translated)
+	if (f->udp.translated)
 		translated_sent(st, f);
 }
 
@@ -500,7 +507,8 @@ uint32_t udp_held(const struct flow *f, uint32_t index, uint8_t *out, uint32_t m
 	for (const struct parked *p = f->udp.parked; p; p = p->next) {
 		if (p->len == 0 || index-- > 0)
 			continue;
-		memcpy(out, p->text, p->len < max ? p->len : max);
+		if (max > 0)
+			memcpy(out, p->text, p->len < max ? p->len : max);
 		return p->len;
 	}
 	return 0;
@@ -508,19 +516,22 @@ uint32_t udp_held(const struct flow *f, uint32_t index, uint8_t *out, uint32_t m
 
 void udp_allow(struct cf_stack *st, struct flow *f, const struct far_end *to)
 {
-	uint32_t map = f->translated && !translated_init(st) ? NONE : map_get(st, f);
 	struct parked *p;
+	uint32_t map;
 
+	f->udp.to = *to;
+	f->udp.translated = is_translated(f);
+	map = f->udp.translated && !translated_init(st) ? NONE : map_get(st, f);
 	if (map == NONE) {
 		udp_deny(st, f, CF_DENY_PROHIBITED);
 		return;
 	}
-	f->udp.to = *to;
 	map_add_peer(st, map, f);
-	if (f->translated)
+	if (f->udp.translated)
 		translated_link(st, f);
 	f->state = OPEN;
 	f->held = false;
+	f->pending &= (uint8_t)~PENDING_FLIGHT;
 	while ((p = unpark(st, f))) {
 		send_up(st, f, &p->manner, p->text, p->len);
 		free(p);
@@ -548,7 +559,7 @@ static struct flow *peer_of(const struct cf_stack *st, const struct udp_map *m, 
 	const uint8_t *address = host_address_in(from, &port);
 	struct flow *f = flow_find(st, PROTO_UDP, m->address_len, m->child_port, address, port);
 
-	if (f && f->state == OPEN && !f->translated)
+	if (f && f->state == OPEN && !f->udp.translated)
 		return f;
 	return m->translated ? translated_find(st, m, address, port) : NULL;
 }

@@ -9,7 +9,7 @@ from tests.netstack import test_hostile_frames, test_mutation
 
 # harness/story.h, enum step
 (OPEN, SAY, _, ANSWER, _, CONNECTED, HOST_SENDS, HOST_ENDS, HOST_TAKES, CLOCK, DATAGRAM, HOST_DATAGRAM, HOST_ERROR,
- FAULT, TAP, RAW, API, HONEST, TRANSFER, FLOOD, EVENTS, ESTABLISH) = range(22)  # fmt: skip
+ FAULT, TAP, RAW, API, HONEST, TRANSFER, FLOOD, EVENTS, ESTABLISH, HOLD, HELD) = range(24)  # fmt: skip
 SITUATIONS = range(4)
 HONEST_CONFIG = bytes((1, 0, 1, 0))
 
@@ -36,7 +36,7 @@ CLOSE = [step(HONEST, 0, 0, 0, 1), step(HOST_ENDS, 0, 0), step(HONEST, 0), step(
 def sequence() -> list[bytes]:
     """Stories under four configurations: all well; no offload; MTU 68 and little memory; few sockets."""
     configs = (HONEST_CONFIG, bytes((0, 0, 1, 0)), bytes((1, 4, 2 + 16, 1)), bytes((0, 2, 4, 2)))
-    stories = [*_streams(), *_beginnings(), *_datagrams(), *_faults()]
+    stories = [*_streams(), *_beginnings(), *_datagrams(), *_faults(), *_held()]
     return [story(*steps, config=config) for steps in stories for config in configs]
 
 
@@ -83,3 +83,40 @@ def _faults() -> list[list[bytes]]:
         [step(ESTABLISH, 0), step(FAULT, 0, call, n, error), *after]
         for call in range(13) for n in (0, 1) for error in (1, 9)
     ]  # fmt: skip
+
+
+def _held() -> list[list[bytes]]:
+    """Held streams and peers, passed, denied or left; and both let out to another address of either family."""
+    stream = [step(OPEN, 0, 7, 0, 7, 11), step(HOLD, 0), step(ANSWER, 0, 0), step(HONEST, 0, 0, 0)]
+    says, ends = (
+        [step(SAY, 0, 0, 0, 7, 11), step(TRANSFER, 0, 3, 7, 12)],
+        [step(HONEST, 0, 0, 5, 1), step(HOST_ENDS, 0)],
+    )
+    peer = [step(DATAGRAM, 0, 0, 4, 1), step(HOLD, 0), step(DATAGRAM, 0, 0, 5, 1)]
+    elsewhere = [
+        [
+            step(DATAGRAM, 0, 0, 4, 1),
+            step(ANSWER, 0, 2, 0, 1, slot),
+            step(DATAGRAM, 0, 0, 5, 1),
+            *back,
+            step(CLOCK, 0, 13),
+        ]
+        for slot in (0, 1, 4, 5)
+        for back in ([step(HOST_DATAGRAM, 0, slot, 0, 4)], [step(HOST_ERROR, 0, slot, 0, 4, 2, 0x33)])
+    ]
+    return [
+        *[[*stream, *says, *end, step(HELD, 0, how)] for how in (0, 1, 2) for end in ([], ends)],
+        [*stream, *says, step(FAULT, 0, 3, 1, 9), step(HELD, 0, 2), step(HONEST, 0)],
+        [*stream, *says, step(SAY, 0, 3, 0, 0), step(HELD, 0, 2)],
+        [*stream, *says, step(HOST_ENDS, 0, 1, 4), step(HELD, 0, 2)],
+        *[[*peer, step(HELD, 0, how, 5)] for how in (0, 1, 2)],
+        [*peer, step(HELD, 0, 2, 0, 1, 1), step(HOST_DATAGRAM, 0, 1, 0, 4)],
+        [
+            step(OPEN, 0, 7, 0, 7, 11),
+            step(ANSWER, 0, 2, 0, 1, 1),
+            step(CONNECTED, 0),
+            step(TRANSFER, 0, 3, 7, 7),
+            *CLOSE,
+        ],
+        *elsewhere,
+    ]

@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "child.h"
 #include "world.h"
@@ -89,8 +90,34 @@ static void check_tcp(const struct cf_stack *st, const struct flow *f)
 	else
 		check_sequence_numbers(st, f);
 	HOLDS(f->state != PARKED || f->host_fd < 0);
+	if (f->held && f->host_fd >= 0)
+		HOLDS(world_at(f->host_fd)->taken == 0 && !world_at(f->host_fd)->shut);
+	if (f->held && f->tcp.up && f->tcp.up->size == RING_LARGE) /* what is told must fit, since nothing leaves */
+		HOLDS((uint32_t)seq_diff(f->tcp.rcv_adv, f->tcp.rcv_nxt) <= f->tcp.up->capacity - f->tcp.up->len);
 	if (f->host_fd >= 0)
 		HOLDS(world_at(f->host_fd)->kind == KIND_STREAM && world_at(f->host_fd)->tag == flow_id(f));
+}
+
+static bool same_end(const struct far_end *a, const struct far_end *b)
+{
+	return a->address_len == b->address_len && a->port == b->port && memcmp(a->address, b->address, a->address_len) == 0;
+}
+
+/* A peer with another host side is found by it: itself, or one of the same child port that has sent since. */
+static void check_translated(const struct cf_stack *st, const struct flow *f)
+{
+	const struct far_end *to = &f->udp.to;
+	struct far_end used = {.address_len = f->address_len, .port = f->remote_port};
+	uint32_t i;
+
+	memcpy(used.address, f->remote, f->address_len);
+	HOLDS(f->udp.translated == !same_end(to, &used));
+	if (!f->udp.translated)
+		return;
+	i = st->translated[flow_hash(st->cfg.hash_key, PROTO_UDP, to->address_len, f->child_port, to->address, to->port) & st->bucket_mask];
+	while (i != 0 && i != f->index + 1)
+		i = flow_at(st, i - 1)->udp.to_next;
+	HOLDS(i == f->index + 1);
 }
 
 static void check_udp(const struct cf_stack *st, const struct flow *f)
@@ -100,13 +127,17 @@ static void check_udp(const struct cf_stack *st, const struct flow *f)
 		HOLDS(f->udp.map == NONE);
 		return;
 	}
-	HOLDS(f->udp.map < st->map_count && st->maps[f->udp.map].used && !f->udp.parked);
+	HOLDS(f->udp.map < st->map_count && st->maps[f->udp.map].used && !f->udp.parked && !f->held);
+	HOLDS(same_end(&f->udp.to, &seen_of(f)->to));
+	check_translated(st, f);
 	HOLDS(st->maps[f->udp.map].child_port == f->child_port && st->maps[f->udp.map].address_len == f->host_address_len);
 }
 
 static void check_flow(const struct cf_stack *st, const struct flow *f)
 {
 	HOLDS(flow_of_id(st, flow_id(f)) == f);
+	HOLDS(f->held == seen_of(f)->held);
+	HOLDS(!f->ended || !(f->pending & PENDING_FLIGHT));
 	if (!f->unhashed)
 		HOLDS(flow_find(st, f->protocol, f->address_len, f->child_port, f->remote, f->remote_port) == f);
 	if (f->protocol == PROTO_TCP)
@@ -118,7 +149,7 @@ static void check_flow(const struct cf_stack *st, const struct flow *f)
 /* --- all of them ------------------------------------------------------------------------------------------ */
 
 struct count {
-	uint32_t flows, udp, half_open, streams, rings;
+	uint32_t flows, udp, half_open, streams, rings, translated;
 	uint64_t parked;
 };
 
@@ -132,6 +163,7 @@ static void count_flow(struct count *c, const struct flow *f)
 		return;
 	}
 	c->udp++;
+	c->translated += f->state == OPEN && f->udp.translated;
 }
 
 static uint32_t open_descriptors(enum world_kind kind)
@@ -140,6 +172,15 @@ static uint32_t open_descriptors(enum world_kind kind)
 
 	for (int i = 0; i < world.fd_top; i++)
 		n += world_fds[i].kind == kind;
+	return n;
+}
+
+static uint32_t translated_by_maps(const struct cf_stack *st)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < st->map_count; i++)
+		n += st->maps[i].used ? st->maps[i].translated : 0;
 	return n;
 }
 
@@ -162,6 +203,7 @@ void check_books(struct cf_stack *st)
 	HOLDS(st->host_sockets == c.streams + st->udp_sockets); /* attached ones come on top of the limit */
 	HOLDS(st->udp_sockets <= st->cfg.max_udp_sockets && c.udp <= st->cfg.max_udp_peers);
 	HOLDS(st->queues[QUEUE_HALF_OPEN].count == c.half_open && c.half_open <= st->cfg.max_half_open);
+	HOLDS(c.translated == translated_by_maps(st));
 	HOLDS(st->heap_len <= st->flow_count);
 	HOLDS(st->parked_bytes <= st->cfg.parked_bytes);
 }
@@ -198,11 +240,15 @@ static void note_event(const struct cf_event *e)
 	uint32_t generation = (uint32_t)(e->flow >> 32);
 
 	if (e->kind == CF_EVENT_QUESTION) {
-		*s = (struct seen){.generation = generation, .asked = true, .edge_known = s->generation == generation && s->edge_known,
+		*s = (struct seen){.generation = generation, .asked = true, .held = s->generation == generation && s->held, .edge_known = s->generation == generation && s->edge_known,
 				   .edge = s->edge};
 		return;
 	}
 	HOLDS(s->generation == generation && s->asked && !s->ended);
+	if (e->kind == CF_EVENT_FLIGHT) {
+		HOLDS(s->held);
+		return;
+	}
 	if (e->kind == CF_EVENT_CONNECTED) {
 		HOLDS(!s->connected);
 		s->connected = true;

@@ -4,6 +4,7 @@
  * Written apart from wire.c on purpose: a mistake in the stack's parser must not be made here again. */
 #include "child.h"
 
+#include <netinet/in.h>
 #include <string.h>
 
 #include "world.h"
@@ -347,10 +348,14 @@ static void check_tcp(const struct down *d)
 
 static void check_udp(const struct down *d)
 {
+	const struct flow *f;
+
 	HOLDS(d->len >= 8 && be16(d->transport + 4) == d->len);
 	check_checksum(d, 6);
 	HOLDS(be16(d->transport + 6) != 0 || d->vnet[0]);
 	HOLDS(d->vnet[1] == 0);
+	f = flow_find(world.st, PROTO_UDP, d->address_len, be16(d->transport + 2), d->src, be16(d->transport));
+	HOLDS(f && f->state == OPEN); /* whatever address it really came from */
 }
 
 /* An error is about a packet that the child may have sent, and never about an error or to a group. */
@@ -404,10 +409,52 @@ void text_went_up(int fd, const struct iovec *iov, int pieces, uint32_t len)
 	uint32_t seq, done = 0;
 
 	HOLDS(f && f->protocol == PROTO_TCP && f->host_fd == fd);
+	HOLDS(!seen_of(f)->held);
 	if (!world.trusted)
 		return;
 	seq = f->tcp.irs.n + 1 + (uint32_t)d->taken;
 	for (int i = 0; i < pieces; i++)
 		for (size_t k = 0; k < iov[i].iov_len && done < len; k++, done++)
 			HOLDS(((const uint8_t *)iov[i].iov_base)[k] == child_byte(seq + done));
+}
+
+void stream_was_ended(int fd)
+{
+	const struct flow *f = flow_of_id(world.st, world_at(fd)->tag);
+
+	HOLDS(f && f->protocol == PROTO_TCP && !seen_of(f)->held && f->fin_taken && !f->tcp.up);
+}
+
+static bool is_there(const struct far_end *to, const void *sockaddr)
+{
+	uint16_t port;
+	const uint8_t *address = host_address_in(sockaddr, &port);
+	int len = ((const struct sockaddr *)sockaddr)->sa_family == AF_INET ? 4 : 16;
+
+	return to->address_len == len && to->port == port && memcmp(to->address, address, (size_t)len) == 0;
+}
+
+/* Only where Python has let it. */
+void stream_was_opened(int fd, const void *sockaddr)
+{
+	for (uint32_t i = 0; i < world.st->flow_top; i++) {
+		const struct flow *f = flow_at(world.st, i);
+
+		if (f->state != CLOSED && f->protocol == PROTO_TCP && f->host_fd == fd) {
+			HOLDS(is_there(&seen_of(f)->to, sockaddr));
+			return;
+		}
+	}
+	fail("a flow connects");
+}
+
+void datagram_went_up(const void *sockaddr)
+{
+	for (uint32_t i = 0; i < world.st->flow_top; i++) {
+		const struct flow *f = flow_at(world.st, i);
+
+		if (f->state == OPEN && f->protocol == PROTO_UDP && !seen_of(f)->held && is_there(&seen_of(f)->to, sockaddr))
+			return;
+	}
+	fail("a datagram goes where one was let");
 }

@@ -11,6 +11,8 @@ struct seen {
 	uint32_t generation;
 	bool asked, connected, ended;
 	bool edge_known;
+	bool held;                 /* nothing of it may leave */
+	struct far_end to;         /* where it may go, once it was let out */
 	uint32_t edge;             /* the right edge of the largest window that the child has told */
 };
 extern struct seen seen[FLOWS_SEEN];

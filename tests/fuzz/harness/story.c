@@ -464,6 +464,110 @@ static void attach(struct cf_stack *st, cf_flow_id id)
 		world_close(fd);
 }
 
+static void note_passed(struct cf_stack *st, cf_flow_id id)
+{
+	if (flow_of_id(st, id))
+		seen_of(flow_of_id(st, id))->held = false;
+}
+
+/* Let @id out to where it wants, or, with r[4], to another slot's address and a port that hosts answer from. */
+static void let_out(struct cf_stack *st, cf_flow_id id, const uint8_t *r)
+{
+	struct flow *f = flow_of_id(st, id);
+	struct tuple t = tuple_of(r[5] % SLOTS);
+	struct far_end to = {.address_len = (uint8_t)t.address_len, .port = r[6] & 1 ? 53 : r[6] & 2 ? 9 : 443};
+
+	if (!f || f->state != PARKED) {
+		HOLDS(cf_flow_allow(st, id) == CF_EFLOW);
+		return;
+	}
+	memcpy(to.address, t.remote, 16);
+	if (!(r[4] & 1)) {
+		to = (struct far_end){.address_len = f->address_len, .port = f->remote_port};
+		memcpy(to.address, f->remote, 16);
+	}
+	seen_of(f)->to = to;
+	if (f->protocol == PROTO_UDP)
+		seen_of(f)->held = false;
+	HOLDS((r[4] & 1 ? cf_flow_allow_to(st, id, to.address_len, to.address, to.port) : cf_flow_allow(st, id)) == CF_OK);
+}
+
+/* No host: refused, and the flow is as it was. */
+static void let_out_nowhere(struct cf_stack *st, cf_flow_id id, const uint8_t *r)
+{
+	static const uint8_t none[][16] = {{0}, {224, 0, 0, 1}, {255, 255, 255, 255}, {0}, {0xff, 2, [15] = 1}};
+	uint32_t i = r[3] % 7;
+
+	HOLDS(cf_flow_allow_to(st, id, i < 3 ? 4 : i < 5 ? 16 : (int)i, none[i % 5], 443) == CF_EINVAL);
+}
+
+/* Hold a flow that still waits for its answer. */
+static void step_hold(struct cf_stack *st, const uint8_t *r)
+{
+	cf_flow_id id = question_count ? questions[r[1] % question_count] : 0;
+	struct flow *f = flow_of_id(st, id);
+	int code = cf_flow_hold(st, id);
+
+	HOLDS(code == (f && f->state == PARKED ? CF_OK : CF_EFLOW));
+	if (code == CF_OK)
+		seen_of(f)->held = true;
+	if (code == CF_OK && r[2] % 8 == 7)
+		let_out_nowhere(st, id, r);
+	story_rest(st, true);
+}
+
+/* What is held is what the child has said, from its first byte on. */
+static void look_at(struct cf_stack *st, const struct flow *f)
+{
+	static uint8_t bytes[1 << 18];
+	int64_t len = cf_flow_held(st, flow_id(f), 0, bytes, sizeof(bytes));
+	uint32_t from = f->protocol == PROTO_TCP ? f->tcp.irs.n + 1 : 0;
+
+	HOLDS(len >= 0 && len <= (int64_t)sizeof(bytes));
+	if (f->protocol == PROTO_TCP)
+		HOLDS(len == (f->tcp.up ? f->tcp.up->len : 0));
+	for (int64_t i = 0; i < len && world.trusted; i++)
+		HOLDS(bytes[i] == child_byte(from + (uint32_t)i));
+	HOLDS(cf_flow_held(st, flow_id(f), 1, bytes, 1) >= 0);
+	HOLDS(cf_flow_held(st, flow_id(f), 0, bytes, 1) == len);
+}
+
+static struct flow *held_flow(struct cf_stack *st, uint32_t n)
+{
+	uint32_t held = 0;
+
+	for (uint32_t i = 0; i < st->flow_top; i++)
+		held += flow_at(st, i)->state != CLOSED && flow_at(st, i)->held;
+	n = held ? n % held : 0;
+	for (uint32_t i = 0; held && i < st->flow_top; i++)
+		if (flow_at(st, i)->state != CLOSED && flow_at(st, i)->held && n-- == 0)
+			return flow_at(st, i);
+	return NULL;
+}
+
+static void step_held(struct cf_stack *st, const uint8_t *r)
+{
+	struct flow *f = held_flow(st, r[1]);
+	cf_flow_id id;
+
+	if (!f)
+		return;
+	id = flow_id(f);
+	look_at(st, f);
+	switch (r[2] % 4) {
+	case 0: break;
+	case 1: HOLDS(cf_flow_deny(st, id, (enum cf_denial)(r[3] % 6)) == CF_OK && !flow_of_id(st, id)); break;
+	default:
+		if (f->protocol == PROTO_UDP) {
+			let_out(st, id, r);
+		} else {
+			HOLDS(cf_flow_pass(st, id) == CF_OK && cf_flow_pass(st, id) == CF_EFLOW);
+			note_passed(st, id);
+		}
+	}
+	story_rest(st, true);
+}
+
 static void step_answer(struct cf_stack *st, const uint8_t *r)
 {
 	cf_flow_id id = r[2] & 0x80 ? r[3] : take_question(r[1]);
@@ -472,7 +576,7 @@ static void step_answer(struct cf_stack *st, const uint8_t *r)
 		return;
 	switch (r[2] % 5) {
 	case 0: case 1: attach(st, id); break;
-	case 2: case 3: cf_flow_allow(st, id); break;
+	case 2: case 3: let_out(st, id, r); break;
 	default: cf_flow_deny(st, id, (enum cf_denial)(r[3] % 7)); break;
 	}
 	story_rest(st, true);
@@ -542,7 +646,7 @@ static void tell(const struct cf_stack *st, const uint8_t *r)
 {
 	static const char *const names[STEPS] = {
 		"open", "say", "say", "answer", "answer", "connected", "host sends", "host ends", "host takes", "clock", "datagram",
-		"host datagram", "host error", "fault", "tap", "raw", "api", "honest", "transfer", "flood", "events", "establish",
+		"host datagram", "host error", "fault", "tap", "raw", "api", "honest", "transfer", "flood", "events", "establish", "hold", "held",
 	};
 
 	if (!getenv("TELL"))
@@ -554,7 +658,7 @@ static void tell(const struct cf_stack *st, const uint8_t *r)
 
 		if (f->state == CLOSED)
 			continue;
-		fprintf(stderr, " | %u: protocol %u state %u", i, f->protocol, f->state);
+		fprintf(stderr, " | %u: protocol %u state %u%s%s", i, f->protocol, f->state, f->held ? " held" : "", f->protocol == PROTO_UDP && f->udp.translated ? " translated" : "");
 		if (f->protocol == PROTO_TCP)
 			fprintf(stderr, " una %u nxt +%d max +%d window %u up %u down %u fd %d", t->snd_una.n - t->iss.n,
 				seq_diff(t->snd_nxt, t->snd_una), seq_diff(t->snd_max, t->snd_una), t->child_window,
@@ -584,6 +688,8 @@ static void take_step(struct cf_stack *st, const uint8_t *r, size_t left)
 	case STEP_HONEST: step_honest(st, r); break;
 	case STEP_TRANSFER: step_transfer(st, r); break;
 	case STEP_FLOOD: step_flood(st, r); break;
+	case STEP_HOLD: step_hold(st, r); break;
+	case STEP_HELD: step_held(st, r); break;
 	case STEP_ESTABLISH: story_establish(st, r[1] % SLOTS); break;
 	case STEP_EVENTS: events_held = r[2] & 1; story_rest(st, true); break;
 	}
@@ -624,7 +730,7 @@ void story_peer(struct cf_stack *st, int slot)
 
 	step_datagram(st, r);
 	if (question_count > 0)
-		cf_flow_allow(st, questions[--question_count]);
+		let_out(st, questions[--question_count], r);
 	story_rest(st, true);
 }
 
@@ -672,6 +778,11 @@ static void let_all_behave(struct cf_stack *st)
 		world_edge(d);
 	}
 	story_rest(st, true);
+	for (struct flow *f; (f = held_flow(st, 0)); story_rest(st, true)) {
+		const uint8_t pass[STORY_RECORD] = {STEP_HELD, 0, 2};
+
+		step_held(st, pass);
+	}
 	while (question_count > 0) {
 		cf_flow_deny(st, take_question(0), CF_DENY_RESET);
 		story_rest(st, true);

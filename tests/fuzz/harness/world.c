@@ -317,6 +317,7 @@ int world_connect(int fd, const struct sockaddr *to, socklen_t len)
 
 	HOLDS(d->kind == KIND_STREAM && !d->connected && to->sa_family == (d->address_len == 4 ? AF_INET : AF_INET6));
 	HOLDS(len == (d->address_len == 4 ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6)));
+	stream_was_opened(fd, to);
 	if (fails(CALL_CONNECT))
 		return -1;
 	if (world.connect_result == 0) {
@@ -383,6 +384,7 @@ static ssize_t datagram_send(struct world_fd *d, const struct msghdr *m)
 	HOLDS(m->msg_namelen == (d->address_len == 4 ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6)));
 	if (c)
 		HOLDS(c->cmsg_len <= m->msg_controllen);
+	datagram_went_up(m->msg_name);
 	if (d->error) {
 		errno = d->error;
 		d->error = 0;
@@ -559,6 +561,7 @@ int world_recvmmsg(int fd, struct mmsghdr *m, unsigned n, int flags, void *timeo
 int world_shutdown(int fd, int how)
 {
 	HOLDS(world_at(fd)->kind == KIND_STREAM && how == SHUT_WR && !world_at(fd)->shut);
+	stream_was_ended(fd);
 	world_at(fd)->shut = true;
 	return 0;
 }

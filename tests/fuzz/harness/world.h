@@ -97,6 +97,9 @@ static inline uint8_t host_byte(uint64_t offset) { return (uint8_t)(((uint32_t)o
 
 /* What the harness checks, called by the world. */
 void text_went_up(int fd, const struct iovec *iov, int pieces, uint32_t len);
+void stream_was_opened(int fd, const void *sockaddr);
+void stream_was_ended(int fd);
+void datagram_went_up(const void *sockaddr);
 void frame_came_down(const uint8_t *bytes, uint32_t len);
 void fail(const char *what);
 #define HOLDS(condition) ((condition) ? (void)0 : fail(#condition))
