@@ -263,7 +263,6 @@ _PROXY_OPTIONS = {
     "proxy_password": "--proxy-password",
     "proxy_insecure": "--proxy-insecure",
 }
-_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def _proxy(texts: dict[str, str], found: dict[str, Any]) -> dict[str, Any]:
@@ -273,9 +272,6 @@ def _proxy(texts: dict[str, str], found: dict[str, Any]) -> dict[str, Any]:
             if setting in found:
                 raise UsageError(f"{option} needs a proxy; add --proxy URI")
         return {}
-    scheme = _scheme(texts["proxy"])
-    if "proxy_insecure" in found and scheme != "https":
-        raise UsageError(f"--proxy-insecure is for https:// proxies, and this one is {scheme}://; leave it out")
     user, password = texts.get("proxy_user"), texts.get("proxy_password")
     if user is None and password is not None:
         raise UsageError("--proxy-password needs a user; add --proxy-user USER")
@@ -284,16 +280,10 @@ def _proxy(texts: dict[str, str], found: dict[str, Any]) -> dict[str, Any]:
         if password is None:
             raise UsageError("--proxy-user needs a password; set CHILDFLOW_PROXY_PASSWORD, or add --proxy-password")
     insecure = "proxy_insecure" in found
+    from childflow.services.proxy import parse_proxy
+
+    parse_proxy(texts["proxy"], user, password, insecure)  # refuses what can't be
     return {"proxy": texts["proxy"], "proxy_user": user, "proxy_password": password, "proxy_insecure": insecure}
-
-
-def _scheme(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    if "@" in rest:  # the text would be in logs
-        raise UsageError("--proxy takes no user or password; give them as --proxy-user and CHILDFLOW_PROXY_PASSWORD")
-    if not separator or scheme.lower() not in _SCHEMES or not rest.strip("/"):
-        raise UsageError(f"--proxy can't be {uri!r}; give http://, https://, socks5:// or socks5h://HOST:PORT")
-    return scheme.lower()
 
 
 def _dns_mode(texts: dict[str, str], found: dict[str, Any]) -> str | None:
