@@ -154,3 +154,20 @@ def test_a_narrow_internet_says_what_fits(narrow_internet: Internet, family: int
     assert too_big.status == 1
     assert "1280" in too_big.stdout + too_big.stderr, too_big.told()
     assert all(caller.direct(*narrow_internet.client("transfer", address, ACTOR, 4 << 20)).json().values())
+
+
+def test_internet_tells_what_spoke(internet: Internet) -> None:
+    """A connection that says nothing has arrived, and has not spoken."""
+    caller = internet.caller("ordinary")
+    caller.direct(*internet.client("connect", "93.184.216.34", 443)).ok()
+    caller.direct(*internet.client("datagrams", "2606:2800:220::34", 443, "sizes", "1")).ok()
+    assert {("tcp", "93.184.216.34", 443), ("udp", "2606:2800:220::34", 443)} <= internet.arrived()
+    assert internet.spoke() == {("udp", "2606:2800:220::34", 443)}
+
+
+def test_zone_has_names_for_one_test(internet: Internet) -> None:
+    internet.zone({"www.good.test": {"CNAME": "good.test"}, "good.test": {"A": ["1.2.3.4", "1.2.3.5"], "ttl": 7}})
+    said = internet.caller("ordinary").direct("dig", "+noall", "+answer", "www.good.test").ok().stdout
+    assert sorted(" ".join(line.split()) for line in said.splitlines()) == [
+        "good.test. 7 IN A 1.2.3.4", "good.test. 7 IN A 1.2.3.5", "www.good.test. 60 IN CNAME good.test.",
+    ]  # fmt: skip

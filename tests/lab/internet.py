@@ -5,20 +5,24 @@
         assert ("tcp", "169.254.169.254", 80) in internet.arrived()         # ("icmp", ADDRESS, 0) for a ping
         internet.treat("tcp dport 80", "host-unreachable")                  # undone after the test
         internet.treat("ip daddr 1.1.1.1", "lose 200")                      # per mille
+    internet.zone({"good.test": {"A": "1.1.1.1"}, "www.good.test": {"CNAME": "good.test"}})      # until the test's end
+    assert ("tcp", "1.1.1.1", 443) not in internet.spoke()              # not one byte of payload
 
 `internet`: laptop and Internet on one wire. `narrow_internet`: a router between them passes 1280 bytes in each
 direction and answers larger packets with "fragmentation needed" or "packet too big"; the links themselves, and so the
 MTU that childflow takes for its own, have 1500.
 
 The servers are those of `serve.py`, which also write where each connection was meant to go (`witness()`, field "to").
-`arrived()` is the kernel's own list, made before any verdict: whatever the laptop sent to the Internet's wire is there.
+`arrived()` and `spoke()` are the kernel's own lists, made before any verdict: whatever the laptop sent to the
+Internet's wire is there. What a proxy on the Internet's own host connects to is not: that is the witness's.
 
-Invariants: `arrived()` is complete up to 65,535 destinations; multicast and neighbour discovery are not in it.
+Invariants: the lists are complete up to 65,535 destinations; multicast and neighbour discovery are not in it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from ipaddress import ip_address
 
 from .hosts import FAR_SIDE, Wires
@@ -33,7 +37,8 @@ _VERBS = {
     "admin-prohibited": ("reject with icmp admin-prohibited", "reject with icmpv6 admin-prohibited"),
     "reset": ("meta l4proto tcp reject with tcp reset", "meta l4proto tcp reject with tcp reset"),
 }
-_SETS = ("four", "six", "portless_four", "portless_six")
+_ARRIVED = ("four", "six", "portless_four", "portless_six")
+_SPOKE = ("spoke_four", "spoke_six")
 _TABLES = """
 table inet verbs {
   chain input { type filter hook input priority 10; }
@@ -41,12 +46,16 @@ table inet verbs {
 table inet seen {
   set four { type ipv4_addr . inet_proto . inet_service; size 65535; flags dynamic; }
   set six { type ipv6_addr . inet_proto . inet_service; size 65535; flags dynamic; }
+  set spoke_four { type ipv4_addr . inet_proto . inet_service; size 65535; flags dynamic; }
+  set spoke_six { type ipv6_addr . inet_proto . inet_service; size 65535; flags dynamic; }
   set portless_four { type ipv4_addr . inet_proto; size 65535; flags dynamic; }
   set portless_six { type ipv6_addr . inet_proto; size 65535; flags dynamic; }
   chain arrival {
     type filter hook prerouting priority -400;
     iifname lo accept
     fib daddr type multicast accept
+    meta l4proto { tcp, udp } @ih,0,8 { 0-127, 128-255 } add @spoke_four { ip daddr . meta l4proto . th dport }
+    meta l4proto { tcp, udp } @ih,0,8 { 0-127, 128-255 } add @spoke_six { ip6 daddr . meta l4proto . th dport }
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept
     meta l4proto { tcp, udp } add @four { ip daddr . meta l4proto . th dport } accept
     meta l4proto { tcp, udp } add @six { ip6 daddr . meta l4proto . th dport } accept
@@ -81,17 +90,29 @@ class Internet(Lab):
 
     def arrived(self) -> set[tuple[str, str, int]]:
         """(protocol, address, port) of all that has come since the test began; port 0 where there is none."""
+        return self._listed(_ARRIVED)
+
+    def spoke(self) -> set[tuple[str, str, int]]:
+        """The same of what came with at least one byte behind its TCP or UDP header."""
+        return self._listed(_SPOKE)
+
+    def _listed(self, sets: Sequence[str]) -> set[tuple[str, str, int]]:
         found = set()
-        for name in _SETS:
+        for name in sets:
             listed = json.loads(self.server.run("nft", "-j", "list", "set", "inet", "seen", name))["nftables"]
             for entry in listed[1]["set"].get("elem", []):
                 address, protocol, *port = entry["concat"]
                 found.add((str(protocol), str(ip_address(address)), int(port[0]) if port else 0))
         return found
 
+    def forget(self) -> None:
+        """From here on nothing has arrived."""
+        self.server.nft("".join(f"flush set inet seen {name}\n" for name in (*_ARRIVED, *_SPOKE)))
+
     def restore(self) -> None:
         super().restore()
-        self.server.nft("flush chain inet verbs input\n" + "".join(f"flush set inet seen {name}\n" for name in _SETS))
+        self.server.nft("flush chain inet verbs input\n")
+        self.forget()
 
 
 def _narrow(wires: Wires, mtu: int) -> None:

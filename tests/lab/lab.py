@@ -26,7 +26,8 @@
 Fixtures (`tests/conftest.py`): `lab` (the direct map), `routed_lab` (a router between),
 `internet` and `narrow_internet` (every address answers; behind a path MTU of 1280), `caller` (every test once as an
 ordinary user and once as root), `family` (4 and 6), `outside_caller` (one on the machine's own network; only for
-tests marked `network`). What a test changes by `lab.resolvers.use(...)` or `lab.ping_group(...)` is undone after it.
+tests marked `network`). What a test changes by `lab.resolvers.use(...)`, `lab.zone(...)` or `lab.ping_group(...)` is
+undone after it.
 Servers: `serve.py`; addresses and refused ports: `hosts.py`; limits and results: `processes.py`.
 
 Childflow is the installed wheel (`install.py`), never the source tree.
@@ -89,6 +90,14 @@ class Lab:
         """The state in which each test finds the lab."""
         self.resolvers.use([self.server_ip(4)])
         self.ping_group(everyone=True)
+        self.zone({})
+
+    def zone(self, names: Mapping[str, Mapping[str, Any]]) -> None:
+        """More names for the server's DNS, beside lab.test: {NAME: {"A": ADDRESS or a list, "AAAA": .., "TXT": ..,
+        "CNAME": NAME, "ttl": 60}}. An answer has the whole chain of aliases, as a resolver's."""
+        written = self.folder / "zone.new"
+        written.write_text(json.dumps(names))
+        written.rename(self.folder / "zone.json")
 
     def ping_group(self, everyone: bool) -> None:
         """Whether the laptop's users may open ping sockets."""

@@ -2,8 +2,10 @@
 
     7 tcp, udp   echo: what comes goes back, until end of file; a datagram at a time, "wrong-port" from another port
     25 tcp       a banner at once, then echo
-    53 tcp, udp  DNS for lab.test, see `_ZONE`; late.lab.test after 4 s, wrong-port.lab.test from another port
+    53 tcp, udp  DNS for lab.test, see `_ZONE`, and for the names in FOLDER/zone.json (`Lab.zone`, read at each query);
+                 late.lab.test after 4 s, wrong-port.lab.test from another port
     80 tcp       HTTP: the files of FOLDER/www; /git/ through git's own http-backend, repositories in FOLDER/git
+    443 tcp, udp echo, for flights of TLS and QUIC
     1007 tcp     echo a millisecond later, as from a server that is not on this machine
     7000 tcp     the actor: the first line of a connection says what the server shall do with it, see `_ACTS`
 
@@ -28,13 +30,14 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from dnslib import AAAA, QTYPE, RD, RR, TXT, A, DNSRecord  # type: ignore[import-untyped]
+from dnslib import AAAA, CNAME, QTYPE, RD, RR, TXT, A, DNSRecord  # type: ignore[import-untyped]
 
 from .clients.payload import BLOCK, receive_all, receive_exactly, send_pattern
 
-ECHO, BANNER, DNS, HTTP, FAR_ECHO, ACTOR = 7, 25, 53, 80, 1007, 7000
+ECHO, BANNER, DNS, HTTP, TLS, FAR_ECHO, ACTOR = 7, 25, 53, 80, 443, 1007, 7000
 DIGEST_SIZE = 32
 LATE_S = 4.0
 _witness_lock = threading.Lock()
@@ -43,14 +46,17 @@ _witness_lock = threading.Lock()
 def main() -> None:
     folder, more = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
     witness = open(f"{folder}/witness.jsonl", "a", buffering=1)  # noqa: SIM115  (open until the process ends)
+    zone = _Zone(Path(folder, "zone.json"))
     services = [
         _tcp(ECHO + more, _echo, witness),
         _tcp(BANNER + more, _banner, witness),
+        _tcp(TLS + more, _echo, witness),
         _tcp(FAR_ECHO + more, _far_echo, witness),
         _tcp(ACTOR + more, _act, witness),
-        _tcp(DNS + more, _dns_stream, witness),
+        _tcp(DNS + more, partial(_dns_stream, zone), witness),
         _udp(ECHO + more, lambda data, _: data, lambda data: data[:10].decode("latin-1")),
-        _udp(DNS + more, partial(_dns_datagram, witness), _odd_name),
+        _udp(TLS + more, lambda data, _: data),
+        _udp(DNS + more, partial(_dns_datagram, zone, witness), _odd_name),
         _http(HTTP + more, folder, witness),
     ]
     for service in services:
@@ -283,7 +289,32 @@ _NAMES = {name for name, _ in _ZONE}
 NXDOMAIN = 3
 
 
-def _resolve(query: bytes, room: int) -> bytes:
+_MAKE = {"A": A, "AAAA": AAAA, "TXT": TXT}
+
+
+class _Zone:
+    """What a test says about names. {NAME: {"CNAME": NAME or, of each type, DATA or a list of them, "ttl": 60}}"""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def answers(self, asked: DNSRecord) -> list[RR] | None:
+        """As a resolver gives them, with the chain of aliases; None for a name that is not there."""
+        names = json.loads(self._path.read_text()) if self._path.exists() else {}
+        name, kind = str(asked.q.qname).rstrip(".").lower(), str(QTYPE[asked.q.qtype])
+        if name not in names:
+            return None
+        found: list[RR] = []
+        while (entry := names.get(name)) and "CNAME" in entry and len(found) < 16:
+            found.append(RR(name, QTYPE.CNAME, rdata=CNAME(entry["CNAME"]), ttl=entry.get("ttl", 60)))
+            name = entry["CNAME"].rstrip(".").lower()
+        listed = (entry or {}).get(kind, [])
+        for data in [listed] if isinstance(listed, str) else listed:
+            found.append(RR(name, asked.q.qtype, rdata=_MAKE[kind](data), ttl=entry.get("ttl", 60)))
+        return found
+
+
+def _resolve(zone: _Zone, query: bytes, room: int) -> bytes:
     """The answer to `query`, or an empty one with TC set when it takes more than `room` bytes."""
     asked = DNSRecord.parse(query)
     name, kind = str(asked.q.qname).rstrip(".").lower(), QTYPE[asked.q.qtype]
@@ -292,7 +323,10 @@ def _resolve(query: bytes, room: int) -> bytes:
         reply.add_answer(RR(asked.q.qname, asked.q.qtype, rdata=data, ttl=60))
     if name == "signed.lab.test":
         reply.header.ad = 1
-    if name not in _NAMES:
+    scripted = zone.answers(asked)
+    for record in scripted or ():
+        reply.add_answer(record)
+    if name not in _NAMES and scripted is None:
         reply.header.rcode = NXDOMAIN
     packed = bytes(reply.pack())
     if len(packed) > room:
@@ -302,25 +336,31 @@ def _resolve(query: bytes, room: int) -> bytes:
     return packed
 
 
-def _dns_datagram(witness: Any, query: bytes, client: Any) -> bytes:
-    asked = DNSRecord.parse(query)
+def _saw_query(witness: Any, protocol: str, asked: DNSRecord, client: Any) -> None:
+    line = json.dumps({"service": f"{protocol}/53", "from": client[:2], "name": str(asked.q.qname)})
     with _witness_lock:
-        witness.write(json.dumps({"service": "udp/53", "from": client[:2], "name": str(asked.q.qname)}) + "\n")
+        witness.write(line + "\n")
+
+
+def _dns_datagram(zone: _Zone, witness: Any, query: bytes, client: Any) -> bytes:
+    asked = DNSRecord.parse(query)
+    _saw_query(witness, "udp", asked, client)
     sizes = [extra.edns_len for extra in asked.ar if extra.rtype == QTYPE.OPT]
-    return _resolve(query, max(512, *sizes) if sizes else 512)
+    return _resolve(zone, query, max(512, *sizes) if sizes else 512)
 
 
 def _odd_name(query: bytes) -> str:
     return str(DNSRecord.parse(query).q.qname).removesuffix(".lab.test.").lower()
 
 
-def _dns_stream(connection: socket.socket, _: Any) -> None:
+def _dns_stream(zone: _Zone, connection: socket.socket, witness: Any) -> None:
     with connection.makefile("rb") as stream:
         while len(prefix := stream.read(2)) == 2:
             query = stream.read(int.from_bytes(prefix, "big"))
+            _saw_query(witness, "tcp", DNSRecord.parse(query), connection.getpeername())
             if _odd_name(query) == "late":
                 time.sleep(LATE_S)
-            answer = _resolve(query, 65535)
+            answer = _resolve(zone, query, 65535)
             connection.sendall(len(answer).to_bytes(2, "big") + answer)
 
 
