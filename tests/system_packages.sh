@@ -8,7 +8,7 @@ set -eu
 build="gcc:gcc make:make python3:python3 @venv:python3-venv @headers:python3-dev"
 tests="ip:iproute2 nft:nftables ping:iputils-ping traceroute:traceroute dig:bind9-dnsutils curl:curl git:git npm:npm \
 mount:mount setpriv:util-linux iperf3:iperf3 strace:strace \
-ethtool:ethtool"
+ethtool:ethtool tinyproxy:tinyproxy-bin squid:squid danted:dante-server microsocks:microsocks openssl:openssl"
 
 fuzzing="clang:clang @fuzzer:libclang-rt-dev"
 
