@@ -18,7 +18,7 @@ from childflow.services.proxy import REPLY_MAX, parse_proxy
 from tests.services.play import run, until
 from tests.services.proxies import OK, Script, answering, header, reset, scripted, silent
 
-SHORT = Times(connect=0.4, attempt=0.2, tls=0.3, reply=0.3, whole=2.0)  # for those that won't answer
+SHORT = Times(connect=0.3, attempt=0.15, tls=0.2, reply=0.2, whole=2.0)  # for those that won't answer
 LONG = Times()
 FAR = bytes((203, 0, 113, 9))
 

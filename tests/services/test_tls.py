@@ -276,7 +276,7 @@ def test_a_reset_by_the_command_is_one_for_the_proxy(trusted: trustme.CA) -> Non
     ends: list[type[BaseException] | None] = []
 
     def script(sock: socket.socket) -> None:
-        sock.recv(1)
+        sock.sendall(sock.recv(1))
         with socket.socket(fileno=sock.detach()) as raw:  # below TLS, where an end and a reset differ
             try:
                 ends.append(raw.recv(1) and None)
@@ -286,6 +286,7 @@ def test_a_reset_by_the_command_is_one_for_the_proxy(trusted: trustme.CA) -> Non
     async def connect(made: Dialer, _: list[str]) -> None:
         sock = await made.connect("x.example", 1)
         await asyncio.get_running_loop().sock_sendall(sock, b"x")
+        assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"x"
         reset(sock)
         await until(lambda: ends == [ConnectionResetError])
         await until(lambda: not made._tls or not len(made._tls.relays))

@@ -1,7 +1,7 @@
-"""proxy_dies.py HOST PORT: an echo held open while its way goes down, then new connections until one works again.
+"""proxy_dies.py HOST PORT: an echo kept going while its way goes down, then a new connection, and later another.
 
-Prints "connected", "lost ERRNO" when the first ends, "then ERRNO" for a new one, and, after $GATE/0 is there, "again
-echo".
+Prints "connected", "lost ERRNO" when the first breaks (a mere end does not count: it goes on sending), "then ERRNO" for
+a new one, and, after $GATE/0 is there, "again echo".
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -20,7 +21,7 @@ def main() -> None:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
         print("connected", flush=True)
-        print("lost", outcome(lambda: sock.recv(1)), flush=True)
+        print("lost", outcome(lambda: keep_going(sock)), flush=True)
     print("then", outcome(lambda: socket.create_connection(where, 10).close()), flush=True)
     while not Path(os.environ["GATE"], "0").exists():
         time.sleep(0.02)
@@ -29,7 +30,14 @@ def main() -> None:
         print("again", sock.recv(10).decode(), flush=True)
 
 
-def outcome(step) -> str:
+def keep_going(sock: socket.socket) -> None:
+    while True:
+        sock.sendall(b"x")
+        sock.recv(1)
+        time.sleep(0.001)
+
+
+def outcome(step: Callable[[], object]) -> str:
     try:
         return f"nothing {step()!r}"
     except OSError as problem:
