@@ -278,6 +278,7 @@ def test_a_reset_by_the_command_is_one_for_the_proxy(trusted: trustme.CA) -> Non
     def script(sock: socket.socket) -> None:
         sock.sendall(sock.recv(1))
         with socket.socket(fileno=sock.detach()) as raw:  # below TLS, where an end and a reset differ
+            raw.settimeout(20)
             try:
                 ends.append(raw.recv(1) and None)
             except OSError as error:
