@@ -13,7 +13,8 @@
 #   make soak              the long tests: gigabytes, loss, thousands of flows, half an hour of mixed load
 #   make bench             all benchmarks: bench-bulk (one TCP stream), bench-loss (the same through loss), bench-start (the
 #                          cost of a run), bench-npm, bench-rules (what many rules cost),
-#                          bench-flight (what reading the name in a first flight costs), bench-proxy (what a proxy costs)
+#                          bench-flight (what reading the name in a first flight costs), bench-proxy (what a proxy costs),
+#                          bench-dns (5,000 queries a second)
 #   make clean             remove what was built
 
 PYTHON = $(shell tests/find_python.sh)
@@ -28,7 +29,7 @@ C_SOURCES = $(filter-out childflow/_netstack.c childflow/_sandbox.c, $(wildcard 
 BUILD_SOURCES = $(C_SOURCES) $(wildcard childflow/*_ext/build.py) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint asan fuzz coverage soak bench bench-bulk bench-loss bench-start bench-npm bench-rules bench-flight bench-proxy test-wheels npm-mirror clean
+.PHONY: run test lint asan fuzz coverage soak bench bench-bulk bench-loss bench-start bench-npm bench-rules bench-flight bench-proxy bench-dns test-wheels npm-mirror clean
 
 run: $(STAMPS)/build
 	@BIN="$(CURDIR)/$(BIN)" sh examples/run.sh $(CMD)
@@ -61,9 +62,9 @@ coverage: $(STAMPS)/test-system $(STAMPS)/test $(STAMPS)/build
 soak: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
 	$(BIN)/python -m pytest -m soak -s $(PYTEST)
 
-bench: bench-start bench-bulk bench-loss bench-npm bench-rules bench-flight bench-proxy
+bench: bench-start bench-bulk bench-loss bench-npm bench-rules bench-flight bench-proxy bench-dns
 
-bench-bulk bench-loss bench-start bench-proxy: bench-%: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
+bench-bulk bench-loss bench-start bench-proxy bench-dns: bench-%: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels
 	$(BIN)/python -m benches.bench_$*
 
 bench-npm: $(STAMPS)/test-system $(STAMPS)/build $(STAMPS)/test test-wheels npm-mirror

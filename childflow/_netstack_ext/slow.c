@@ -54,11 +54,23 @@ void slow_free(struct cf_stack *st)
 	free(st->slow.entries);
 }
 
-/* Space is reused only once everything was taken, so what Python looks at stays put until the next turn. */
+/* What Python looks at stays put until the next turn. Under a steady load there may never be a moment in which everything was
+ * taken, so the space of what was is reused as soon as it is half of all: each entry moves once at most for each that was taken. */
 void slow_begin_turn(struct cf_stack *st)
 {
-	if (st->slow.taken == st->slow.count)
-		st->slow.used = st->slow.count = st->slow.taken = 0;
+	struct slow_queue *q = &st->slow;
+	uint32_t left = q->count - q->taken;
+	uint32_t gone = left ? q->entries[q->taken].at : q->used;
+
+	if (q->taken < left)
+		return;
+	memmove(q->bytes, q->bytes + gone, q->used - gone);
+	memmove(q->entries, q->entries + q->taken, left * sizeof(*q->entries));
+	for (uint32_t i = 0; i < left; i++)
+		q->entries[i].at -= gone;
+	q->used -= gone;
+	q->count = left;
+	q->taken = 0;
 }
 
 static bool rate_allows(struct cf_stack *st, const struct cf_event *e)

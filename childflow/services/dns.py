@@ -12,6 +12,7 @@ Not here:   what an answer says (`dns_answer.py`), sockets, time-outs, which res
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 HEADER_BYTES = 12
@@ -139,6 +140,7 @@ def rcode(message: bytes) -> int:
     return message[3] & 15
 
 
+@lru_cache(maxsize=4096)  # policy and recorder ask several times for each query, and programs ask again
 def name_text(question: bytes) -> str:
     """The name of a question section as people write it: lower case, no trailing dot, `\\DDD` for odd bytes."""
     labels = []

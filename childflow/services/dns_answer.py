@@ -65,19 +65,41 @@ def read_chain(message: bytes, question: bytes) -> Chain | None:
     """Where `message`, an answer to `question`, leads. None: it does not parse, and leads nowhere."""
     if message[4:6] != b"\0\1":
         return Chain((), [])
-    aliases: dict[bytes, list[bytes]] = {}
-    found: dict[bytes, list[Address]] = {}
+    plain = _own_addresses(message, question)
+    if plain is not None:
+        return Chain((), plain)
     try:
-        for record in _answers(message, question):
-            if record.rclass != _IN:
-                continue
-            if record.rtype == TYPE_CNAME:
-                aliases.setdefault(record.owner, []).append(_name(message, record.at)[0])
-            elif _SIZES.get(record.rtype) == len(record.data):
-                found.setdefault(record.owner, []).append(Address(record.data, record.ttl))
+        return _read_chain(message, question)
     except _Unreadable:
         return None
-    names = _follow(question[:-4].lower(), aliases) if aliases else [question[:-4].lower()]
+
+
+def _own_addresses(message: bytes, question: bytes) -> list[Address] | None:
+    """The addresses in the usual answer: every record is one of the asked name itself. None for any other."""
+    found: list[Address] = []
+    at = dns.HEADER_BYTES + len(question)
+    for _ in range(message[6] << 8 | message[7]):
+        if message[at : at + 2] != _TO_QUESTION or at + 12 > len(message):
+            return None
+        rtype, rclass, ttl, length = _RECORD.unpack_from(message, at + 2)
+        at += 12 + length
+        if rclass != _IN or _SIZES.get(rtype) != length or at > len(message) or len(found) >= MAX_RECORDS:
+            return None
+        found.append(Address(message[at - length : at], ttl))
+    return found
+
+
+def _read_chain(message: bytes, question: bytes) -> Chain:
+    aliases: dict[bytes, list[bytes]] = {}
+    found: dict[bytes, list[Address]] = {}
+    for record in _answers(message, question):
+        if record.rclass != _IN:
+            continue
+        if record.rtype == TYPE_CNAME:
+            aliases.setdefault(record.owner, []).append(_name(message, record.at)[0])
+        elif _SIZES.get(record.rtype) == len(record.data):
+            found.setdefault(record.owner, []).append(Address(record.data, record.ttl))
+    names = _follow(question[:-4].lower(), aliases)
     addresses = [address for name in names for address in found.get(name, ())]
     return Chain(tuple(dns.name_text(name) for name in names[1:]), addresses)
 

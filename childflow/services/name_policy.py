@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from childflow.policy.virtual import VirtualNames
     from childflow.record.null import NullRecorder
 
+MAX_ALLOWED = 4096
 _ADDRESS_TYPES = {dns.TYPE_A: 4, dns.TYPE_AAAA: 6}
 _BINDINGS = frozenset((dns_answer.TYPE_SVCB, dns_answer.TYPE_HTTPS))
 _WITH_BINDINGS = _BINDINGS | {255}  # ANY
@@ -106,6 +107,7 @@ class NamePolicy:
         self._by_name = rules.has_domain_rules or bool(rules.metadata_names)
         self._plain = not (self._by_name or rules.default_deny or rules.offline or virtual is not None)
         self.reads_answers = self._by_name or virtual is not None or not has_ipv6
+        self._allowed: set[str] = set()  # names that the gateway was asked for, and that the rules let through
         self._told_full = False
 
     # Before anything is sent.
@@ -116,15 +118,24 @@ class NamePolicy:
         if at_gateway and self._plain:
             return None
         name = dns.name_text(asked.query.question)
-        resolver = self._resolver(asked.remote, at_gateway)
-        verdict = judge_name(name, None, self._rules, resolver=resolver, protocol=_PROTOCOLS[asked.protocol])
-        if verdict.action is not Action.ALLOW:
-            return self._blocked(asked, verdict)
+        if not at_gateway or name not in self._allowed:
+            resolver = self._resolver(asked.remote, at_gateway)
+            verdict = judge_name(name, None, self._rules, resolver=resolver, protocol=_PROTOCOLS[asked.protocol])
+            if verdict.action is not Action.ALLOW:
+                return self._blocked(asked, verdict)
+            if at_gateway:
+                self._remember(name)
         if self._virtual is not None:
             ruling = self._virtually(asked, name)
             if ruling is not None:
                 return ruling
         return None if at_gateway or self._server is not None else self._elsewhere(asked)
+
+    def _remember(self, name: str) -> None:
+        """Rules don't change in a run: what they allow once they allow again, and programs ask again."""
+        if len(self._allowed) >= MAX_ALLOWED:
+            self._allowed.clear()
+        self._allowed.add(name)
 
     def _resolver(self, remote: bytes, at_gateway: bool) -> bytes | None:
         """Whom an allow-cidr would have to cover: `--dns`, or the server that the child chose."""

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from childflow.errors import StackError
+from childflow.limits import Limits
 from childflow.netstack.events import Datagram, SlowKind
 from childflow.settings import ADDRESSES
 
@@ -251,6 +252,24 @@ def test_spoofed_packet_is_counted_once_when_the_queue_is_full(play):
     before = play.stack.counters()
     play.stack.input_ip(wire.ipv4(bytes(8), wire.UDP, src=REMOTE[4]))
     assert play.stack.counters() == {**before, "spoofed_source": 1}
+
+
+def test_queue_that_is_never_empty_has_room_for_what_comes(stage):
+    """A steady load: each turn brings ten datagrams and ten are taken, while others wait. Found with 5,000 queries a
+    second, a fourth of which were dropped."""
+    play = stage(limits=Limits(slow_packets=128))
+    sent, came = [], []
+    for number in range(600):
+        text = b"%d" % number * (1 + number % 7)
+        sent.append(text)
+        play.stack.input_ip(query(4, text))
+        if number >= 30 and number % 10 == 0:
+            play.stack.turn(play.clock.now_us)
+            came += [event.payload for event in play.stack.some_events(10)]
+    assert len(came) < len(sent)
+    came += [event.payload for event in play.stack.events()]
+    assert came == sent
+    assert play.stack.counters() == {}
 
 
 # --- floods
