@@ -478,6 +478,7 @@ def test_shortened_answer_that_is_still_too_long_is_truncated_over_udp() -> None
     scene(play)
 
 
+@pytest.mark.case("C22")
 def test_aaaa_is_empty_on_a_host_without_ipv6_and_keeps_its_rcode() -> None:
     async def play() -> None:
         six = rr("a.test", "AAAA", dnslib.AAAA("2001:db8::1"))
