@@ -238,10 +238,12 @@ class Initials:
                 self._take_packets(datagram)
             except Malformed:
                 self._spoiled = True
-        return UNREADABLE if self._spoiled else self.answer()
+        return self.answer()
 
     def answer(self) -> Flight:
         """The answer so far. All connections that were begun have to ask for the same name."""
+        if self._spoiled:
+            return UNREADABLE
         answers = [connection.answer() for connection in self._connections.values()]
         doubtful = [answer for answer in answers if answer.doubt]
         if doubtful:

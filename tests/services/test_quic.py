@@ -215,6 +215,7 @@ def test_unreadable(datagram):
     reader = Initials()
     assert reader.take(datagram) is UNREADABLE
     assert reader.take(GOOD) is UNREADABLE
+    assert reader.answer() is UNREADABLE
 
 
 def test_padding_of_a_large_datagram_costs_little():
