@@ -81,7 +81,7 @@ def _faults() -> list[list[bytes]]:
     after = [step(OPEN, 1, 7, 0, 7, 11), step(ANSWER, 0, 2), step(CONNECTED, 1), step(TRANSFER, 0, 3, 7, 7)]
     return [
         [step(ESTABLISH, 0), step(FAULT, 0, call, n, error), *after]
-        for call in range(13) for n in (0, 1) for error in (1, 9)
+        for call in range(14) for n in (0, 1) for error in (1, 9)
     ]  # fmt: skip
 
 
@@ -109,6 +109,7 @@ def _held() -> list[list[bytes]]:
         [*stream, *says, step(FAULT, 0, 3, 1, 9), step(HELD, 0, 2), step(HONEST, 0)],
         [*stream, *says, step(SAY, 0, 3, 0, 0), step(HELD, 0, 2)],
         [*stream, *says, step(HOST_ENDS, 0, 1, 4), step(HELD, 0, 2)],
+        *[[*stream, step(HONEST, 0, 0, 0, 1), step(HELD, 0, how)] for how in (0, 1, 2)],
         *[[*peer, step(HELD, 0, how, 5)] for how in (0, 1, 2)],
         [*peer, step(HELD, 0, 2, 0, 1, 1), step(HOST_DATAGRAM, 0, 1, 0, 4)],
         [
@@ -118,5 +119,17 @@ def _held() -> list[list[bytes]]:
             step(TRANSFER, 0, 3, 7, 7),
             *CLOSE,
         ],
-        *elsewhere,
+        *elsewhere, *_one_host_for_two(),
+    ]  # fmt: skip
+
+
+def _one_host_for_two() -> list[list[bytes]]:
+    """Two addresses that one child port writes to are one host outside; or one is what the other stands for."""
+    to_slot_4 = [step(ANSWER, 0, 2, 0, 1, 4)]
+    first, second, third = (step(DATAGRAM, slot, 0, 4, 1) for slot in (0, 1, 4))
+    back = [step(HOST_DATAGRAM, 0, 4, 0, 4)]
+    return [
+        [first, *to_slot_4, second, *to_slot_4, *back, first, *back, second, *back, step(CLOCK, 0, 12), first],
+        [first, *to_slot_4, third, step(ANSWER, 0, 2), *back, third, *back, first],
+        [third, step(ANSWER, 0, 2, 0, 1, 0), *back, first, step(ANSWER, 0, 2), step(HOST_DATAGRAM, 0, 0, 0, 4), third],
     ]

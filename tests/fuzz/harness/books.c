@@ -92,6 +92,8 @@ static void check_tcp(const struct cf_stack *st, const struct flow *f)
 	HOLDS(f->state != PARKED || f->host_fd < 0);
 	if (f->held && f->host_fd >= 0)
 		HOLDS(world_at(f->host_fd)->taken == 0 && !world_at(f->host_fd)->shut);
+	if (!f->held && f->state >= ESTABLISHED && f->tcp.up && f->tcp.up->len > 0) /* it has left, or waits for a turn */
+		HOLDS(!f->host_writable || f->send_error || (f->on_list & (1 << LIST_READY | 1 << LIST_MEMORY)));
 	if (f->held && f->tcp.up && f->tcp.up->size == RING_LARGE) /* what is told must fit, since nothing leaves */
 		HOLDS((uint32_t)seq_diff(f->tcp.rcv_adv, f->tcp.rcv_nxt) <= f->tcp.up->capacity - f->tcp.up->len);
 	if (f->host_fd >= 0)

@@ -20,6 +20,7 @@
 #include "world.h"
 
 #define socket(...) world_socket(__VA_ARGS__)
+#define bind(...) world_bind(__VA_ARGS__)
 #define connect(...) world_connect(__VA_ARGS__)
 #define close(...) world_close(__VA_ARGS__)
 #define read(...) world_read(__VA_ARGS__)

@@ -727,11 +727,14 @@ void story_establish(struct cf_stack *st, int slot)
 void story_peer(struct cf_stack *st, int slot)
 {
 	const uint8_t r[STORY_RECORD] = {STEP_DATAGRAM, (uint8_t)slot, 0, 4, 1, 0, 0, 0};
+	struct tuple t = tuple_of((uint32_t)slot);
+	struct flow *f;
 
 	step_datagram(st, r);
 	if (question_count > 0)
 		let_out(st, questions[--question_count], r);
 	story_rest(st, true);
+	HOLDS((f = flow_of(st, &t, PROTO_UDP)) && f->state == OPEN);
 }
 
 /* --- beginning and end ------------------------------------------------------------------------------------ */

@@ -311,6 +311,16 @@ int world_socket(int family, int type, int protocol)
 	return fd;
 }
 
+/* To any address and port of the socket's own family. */
+int world_bind(int fd, const struct sockaddr *to, socklen_t len)
+{
+	struct world_fd *d = world_at(fd);
+
+	HOLDS(d->kind == KIND_DATAGRAM && to->sa_family == (d->address_len == 4 ? AF_INET : AF_INET6));
+	HOLDS(len == (d->address_len == 4 ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6)));
+	return fails(CALL_BIND) ? -1 : 0;
+}
+
 int world_connect(int fd, const struct sockaddr *to, socklen_t len)
 {
 	struct world_fd *d = world_at(fd);

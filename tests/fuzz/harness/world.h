@@ -25,7 +25,7 @@ enum world_kind { KIND_FREE, KIND_TAP, KIND_EPOLL, KIND_TIMER, KIND_STREAM, KIND
 
 enum world_call {
 	CALL_SOCKET, CALL_CONNECT, CALL_EPOLL_CTL, CALL_SENDMSG, CALL_RECVMSG, CALL_RECVMMSG, CALL_RECV, CALL_READ, CALL_WRITEV,
-	CALL_FCNTL, CALL_GETSOCKOPT, CALL_ALLOCATE, CALL_EPOLL_WAIT, CALLS
+	CALL_FCNTL, CALL_GETSOCKOPT, CALL_ALLOCATE, CALL_EPOLL_WAIT, CALL_BIND, CALLS
 };
 
 struct world_datagram {
@@ -107,6 +107,7 @@ void fail(const char *what);
 /* The calls. */
 struct mmsghdr;
 int world_socket(int family, int type, int protocol);
+int world_bind(int fd, const struct sockaddr *to, socklen_t len);
 int world_connect(int fd, const struct sockaddr *to, socklen_t len);
 int world_close(int fd);
 ssize_t world_read(int fd, void *bytes, size_t len);
