@@ -130,6 +130,7 @@ OTHER = {
 }
 
 
+@pytest.mark.case("D15")
 @pytest.mark.parametrize("which", range(5))
 def test_dns_query_to_any_address_is_a_datagram_and_no_flow(stage, family, which):
     """It says which address was asked, and the answer comes from there: the child's resolver takes no other."""
