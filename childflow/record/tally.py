@@ -99,7 +99,8 @@ class OpenFlow:
         self.address = address  # remote_addr, remote_ip, remote_port
         self.names = names
         self.rule = verdict.rule
-        self.evidence = "dns" if names and verdict.rule is None else verdict.evidence
+        by_default = verdict.rule is None and verdict.evidence == "address"
+        self.evidence = "dns" if names and by_default else verdict.evidence
         self.server_name: str | None = None  # as the child said it on the wire
         self.via_proxy = via_proxy
         self.target = target
