@@ -825,6 +825,8 @@ void story_end(struct cf_stack *st)
 	HOLDS(cf_close_all(st) == CF_OK);
 	read_events(st);
 	HOLDS(cf_flow_count(st) == 0 && cf_buffered(st) == 0);
+	for (uint32_t i = 0; st->translated && i <= st->bucket_mask; i++)
+		HOLDS(st->translated[i] == 0);
 	for (uint32_t i = 0; i < FLOWS_SEEN; i++)
 		HOLDS(!seen[i].asked || seen[i].ended);
 	cf_stack_free(st);
