@@ -214,11 +214,12 @@ def _end_of_header(data: bytes, start: int) -> int:
 
 
 _STATUS_LINE = "HTTP/1.? ???"  # ? is a digit
+_DIGITS = "0123456789"  # str.isdigit() takes superscripts, too
 
 
 def _check_status_line(line: bytes) -> None:
     """`line` is what has come of its first 13 bytes."""
-    fits = all(chr(byte).isdigit() if w == "?" else chr(byte) == w for byte, w in zip(line, _STATUS_LINE, strict=False))
+    fits = all(chr(byte) in (_DIGITS if w == "?" else w) for byte, w in zip(line, _STATUS_LINE, strict=False))
     if not fits or line[12:] not in (b"", b" ", b"\r", b"\n"):
         raise DialError(Denial.RESET, f"what answers there is no HTTP proxy: it said {shown(line)!r}", True)
 

@@ -21,6 +21,8 @@ PARSERS = (
     "client_hello",
     "http_host",
     "quic",
+    "http_reply",
+    "socks_reply",
 )
 C_TARGETS = tuple(build.TARGETS)
 ALL = (*C_TARGETS, *PARSERS)

@@ -67,7 +67,8 @@ def test_uri(uri: str, scheme: str, host: str, port: int) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "proxy:3128", "ftp://proxy", "http://", "http://:80", "http://p:0", "http://p:65536", "http://p:8o", "http://p:²",
+        "proxy:3128", "ftp://proxy", "http://", "http://:80", "http://p:0", "http://p:65536", "http://p:8o",
+        "http://p:²",
         "http://2001:db8::1", "http://[p]:80", "http://[::1", "http://[::1]80", "http://[::1%]:80", "http://p/path",
         "http://p?q", "http://a b", "http://p%0d%0a", "http://p%2fq", "http://" + "a" * 300, "http://[]", "//p", "",
         "http://p:99999999999999999999", "http://\udcff",
@@ -195,7 +196,8 @@ def test_a_refusal(status: bytes, denial: Denial, fault: bool, words: str) -> No
 @pytest.mark.parametrize(
     "reply",
     [
-        b"SSH-2.0-x\r\n", b"\x05\x00", b"HTTP/2", b"HTTP/1.1\t", b"HTTP/1.x", b"HTTP/1.1 2O0", b"HTTP/1.1 2000",
+        b"SSH-2.0-x\r\n", b"HTTP/1.1 \xb200 OK\r\n\r\n", b"\x05\x00", b"HTTP/2", b"HTTP/1.1\t", b"HTTP/1.x",
+        b"HTTP/1.1 2O0", b"HTTP/1.1 2000",
         b"\r\n", b"HTTP/1.1 20 x",
         b"HTTP/1.1 100 \r\n\r\nnonsense",
         b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * (REPLY_MAX // 6),
