@@ -327,12 +327,13 @@ def _own_name(ask: Ask, name: str, rules: Rules) -> Verdict | None:
 
 
 def _destination(ask: Ask, name: str, rules: Rules) -> Verdict:
-    """By the same steps; those about addresses have nothing to say here."""
+    """By the same steps; those about addresses have nothing to say here. Without a proxy the name is resolved here, and
+    its addresses are judged then: one that may lead into an allowed network is let through until then."""
     for step in (_past_proxy, _deny_metadata_name, _deny_exact, _deny_below, _allow_domain):
         verdict = step(ask, b"", rules)
         if verdict is not None:
             return verdict._replace(evidence="virtual")
-    if not rules.default_deny:
+    if not rules.default_deny or (rules.allow_cidrs and not rules.proxied):
         return ALLOWED._replace(evidence="virtual", inspect=rules.denies_names and _bears_name(ask))
     return _denied(ask, "default_deny", "default-policy", f"no rule allows {name}:{ask.port} (--default-policy deny)")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from childflow.netstack.events import Denial
-from childflow.policy.verdict import TCP, UDP, Action, judge_name
+from childflow.policy.verdict import TCP, UDP, Action, Ask, judge, judge_name
 from tests.policy.make import packed, rules
 
 DENY = ("--default-policy", "deny")
@@ -97,6 +97,15 @@ def test_query_over_a_proxy_is_judged_by_name_alone() -> None:
 )
 def test_target(name: str, port: int, options: tuple[str, ...], found: str | None) -> None:
     assert target(name, port, *options) == found
+
+
+def test_a_name_that_is_resolved_here_may_lead_into_an_allowed_network() -> None:
+    options = (*DENY, "--dns-mode", "virtual", "--allow-cidr", "203.0.113.0/24", "--deny-domain", "bad.example")
+    assert target("a.example", 443, *options) is None
+    assert target("bad.example", 443, *options) == "deny_domain"
+    for address, found in (("203.0.113.9", Action.ALLOW), ("198.51.100.9", Action.DENY)):
+        assert judge(Ask(TCP, packed(address), 443, ("a.example",)), rules=rules(*options)).action is found
+    assert target("a.example", 443, *DENY, "--dns-mode", "virtual") == "default_deny"
 
 
 @pytest.mark.case("D19")
