@@ -4,8 +4,8 @@ A `FirstFlight` is fed with all that the child has sent so far, again each time 
 else than MORE. It goes on where it stopped, so that 64 KiB in segments of one byte cost as much as in one.
 
     TLS   the server_name of the ClientHello (RFC 8446 4.1.2, RFC 6066 3), over any split into records and segments
-    HTTP  the Host field and the target of the request (RFC 9110 7.2, RFC 9112 3.2); HTTP/2 without TLS has no name
-          that can be read here (`doubt`)
+    HTTP  the Host field and the target of the request (RFC 9110 7.2, RFC 9112 3.2); HTTP/2 without TLS is in
+          doubt: many of its clients wait for the server's settings before they name anybody
     else  UNKNOWN, as soon as no server could take it for one of these
 
 A server may be more lenient than the RFCs. Where servers are known to differ, every reading is collected, and a name is
@@ -287,7 +287,7 @@ class FirstFlight:
         if not words[-1].upper().startswith(b"HTTP/"):
             return _without_version(words)
         if words[0] == b"PRI" and words[-1] == b"HTTP/2.0":  # RFC 9113 3.4
-            return Flight("host", None, "it is HTTP/2 without TLS, whose names are compressed")
+            return Flight("host", None, "it is HTTP/2 without TLS")
         try:
             self._names = _target_names(words)
         except Malformed as error:
@@ -375,7 +375,8 @@ def _without_version(words: list[bytes]) -> Flight:
     """A line whose last word is no HTTP version. Some servers take it for HTTP/0.9 and read fields all the same."""
     if not words[0].translate(None, b"-_").isalpha():
         return UNKNOWN
-    if not words[1].startswith(b"/") and b"://" not in words[1] and (len(words) > 2 or words[0] != b"GET"):
+    target = words[1].startswith(b"/") or _has_scheme(words[1])
+    if not target and (len(words) > 2 or words[0] != b"GET"):
         return UNKNOWN  # as memcached's "get name"
     other, _, version = words[-1].partition(b"/")
     if len(words) > 2 and other.isalpha() and version[:1].isdigit():  # RTSP/1.0, ICAP/1.0
@@ -383,15 +384,21 @@ def _without_version(words: list[bytes]) -> Flight:
     return Flight("host", None, "its request has no HTTP version")
 
 
+def _has_scheme(target: bytes) -> bool:
+    """Whether `target` begins like a URL (RFC 3986 3.1)."""
+    scheme, absolute, _ = target.partition(b"://")
+    return bool(absolute and scheme) and not scheme.lower().translate(None, _SCHEME)
+
+
 def _target_names(words: list[bytes]) -> list[str | None]:
     """The host in the request's target, in a list; none of them in origin-form and asterisk-form (RFC 9112 3.2)."""
     method, target = words[0], words[1]
     if len(words) > 2 and method.upper() == b"CONNECT":
         return [_authority_name(target)]
-    scheme, absolute, rest = target.partition(b"://")
+    _, absolute, rest = target.partition(b"://")
     if not absolute or target.startswith(b"/"):
         return []
-    if not scheme or scheme.lower().translate(None, _SCHEME) or len(words) > 3:
+    if not _has_scheme(target) or len(words) > 3:
         raise Malformed("its target is no URL")
     for end in (b"/", b"?", b"#"):
         rest = rest.partition(end)[0]

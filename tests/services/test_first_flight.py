@@ -289,6 +289,7 @@ def test_request_that_ends_with_the_connection(data, said):
 # -- neither -----------------------------------------------------------------------------------------------------------
 
 OTHERS = {
+    "nats": b'CONNECT {"url":"nats://a.test"}\r\n', "stomp": b"CONNECT\nhost:a.test\n",
     "ssh": b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", "smtp": b"EHLO me.test\r\n", "redis": b"*1\r\n$4\r\nPING\r\n",
     "inline": b"PING\r\n",
     "postgres": bytes.fromhex("0000000804d2162f"), "mysql": bytes.fromhex("20000001"), "memcached": b"get foo\r\n",
