@@ -44,16 +44,33 @@ def test_hello_of_python(version):
 
 @pytest.mark.parametrize("version", ["tls1", "tls1_1", "tls1_2", "tls1_3"])
 def test_hello_of_openssl(version):
-    """The bytes as `openssl s_client` sends them to a server that then hangs up."""
-    command = ["openssl", "s_client", f"-{version}", "-cipher", "ALL:@SECLEVEL=0"]
+    command = ["openssl", "s_client", "-connect", "127.0.0.1:PORT", f"-{version}", "-cipher", "ALL:@SECLEVEL=0"]
     for names, name in ((["-servername", NAME], NAME), (["-noservername"], None)):
         assert read_flight(_sent_by([*command, *names])) == Flight("sni", name)
 
 
+CURL = {
+    "https://WWW.example.test./": SNI, "http://www.example.test:81/path": Flight("host", NAME),
+    "--proxy http://127.0.0.1:PORT --noproxy x http://www.example.test": Flight("host", NAME),
+    "--proxytunnel --proxy http://127.0.0.1:PORT --noproxy x http://www.example.test": Flight("host", NAME),
+    "--http2 http://www.example.test": Flight("host", NAME),
+    "--http2-prior-knowledge http://www.example.test": Flight("host", None, "it is HTTP/2 without TLS"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CURL)
+def test_first_flight_of_curl(options):
+    here = [] if "--proxy" in options else ["--connect-to", "::127.0.0.1:PORT"]
+    command = ["curl", "-s", "-k", "--max-time", "20", *here, *options.split()]
+    assert read_flight(_sent_by(command)) == CURL[options]
+
+
 def _sent_by(command: list[str]) -> bytes:
+    """The first bytes that a command sends to a server at port PORT of 127.0.0.1, which then hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        connect = ["-connect", f"127.0.0.1:{server.getsockname()[1]}"]
-        with subprocess.Popen([*command, *connect], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL) as client:
+        port = str(server.getsockname()[1])
+        argv = [word.replace("PORT", port) for word in command]
+        with subprocess.Popen(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL) as client:
             server.settimeout(20)
             peer, _ = server.accept()
             with peer:
