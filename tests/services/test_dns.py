@@ -98,7 +98,7 @@ LABELS = st.lists(
 @given(LABELS, st.integers(1, 65535).filter(lambda t: t not in (251, 252)), st.integers(0, 65535))
 def test_query_reads_as_dnslib_made_it(labels: list[str], qtype: int, ident: int) -> None:
     message = dnslib.DNSRecord(dnslib.DNSHeader(id=ident, rd=1), q=dnslib.DNSQuestion(".".join(labels), qtype)).pack()
-    read = dns.read_query(message)
+    read = dns.read_query(bytes(message))
     assert isinstance(read, dns.Query)
     assert (read.ident, read.qtype, dns.name_text(read.question)) == (ident, qtype, ".".join(labels).lower())
 
