@@ -80,7 +80,7 @@ class Associations:
         if association is not None:
             for descriptor in association.descriptors:
                 self._watch.remove(descriptor)
-            association.close()
+            association.finish()
 
     def close(self) -> None:
         for flow in list(self._of):
@@ -126,6 +126,11 @@ class Association:
         self.port: int = self._near.getsockname()[1]
         self.descriptors = (control.fileno(), self._far.fileno(), self._near.fileno())
         self.readers = (self._control_says, self._down, self._up)
+
+    def finish(self) -> None:
+        """Send what the stack has sent before, and close."""
+        self._up()
+        self.close()
 
     def close(self) -> None:
         for sock in (self._control, self._far, self._near):

@@ -24,6 +24,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections import deque
 from typing import Protocol
 
@@ -36,6 +37,7 @@ RELAYS = 4096
 PLAIN_READ = 64 << 10
 RECORD = 16 << 10  # the largest text of a TLS record
 READS_AT_ONCE = 16
+DRAIN_QUIET_S, DRAIN_MAX_S, DRAIN_POLL_S = 1.0, 10.0, 0.02
 KEEPALIVE_S = 60  # after the stack closed its end, which TCP does not tell
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _AT_ONCE = struct.pack("ii", 1, 0)
@@ -325,11 +327,19 @@ class Way:
     def __init__(self, source: Side, sink: Side, early: bytes = b"") -> None:
         self._source, self._sink = source, sink
         self._waiting = memoryview(early)
-        self._ended = False
+        self._ended = self._more = False
         self.done = False  # the sink knows of the end
+
+    def is_waiting(self) -> bool:
+        """Whether the sink must still be told something."""
+        return self._more or bool(self._waiting) or self._ended > self.done
 
     def pump(self) -> bool:
         """Move what can be moved; True when there may be more at once."""
+        self._more = self._move()
+        return self._more
+
+    def _move(self) -> bool:
         for _ in range(READS_AT_ONCE):
             if not self._waiting and not self._ended:
                 data = self._source.read()
@@ -353,11 +363,16 @@ class Relay:
         self._proxy = proxy
         self._sockets = (proxy.sock, stack.sock)
         self.descriptors = (proxy.sock.fileno(), stack.sock.fileno())
-        self.ways = (Way(stack, proxy), Way(proxy, stack, early))
+        self.up = Way(stack, proxy)
+        self.ways = (self.up, Way(proxy, stack, early))
 
     @property
     def done(self) -> bool:
         return all(way.done for way in self.ways)
+
+    def waiting_up(self) -> bool:
+        """Whether the command has said something that has not gone out."""
+        return self.up.is_waiting() or not self._proxy.flush()
 
     def pump(self) -> bool:
         """Both ways, whatever the first one says. First what TLS could not send before: nothing else would."""
@@ -403,13 +418,29 @@ class Relays:
         return end
 
     def close(self) -> None:
-        """End every relay at once, as broken."""
+        """End every relay, after what the command sent before its end has gone out. The loop need not run any more."""
         if self._epoll.closed:
             return
         self._loop.remove_reader(self._epoll.fileno())
+        self._drain()
         for relay in set(self._of.values()):
-            self._end(relay, reset=True)
+            self._end(relay, reset=not relay.up.done)
         self._epoll.close()
+
+    def _drain(self) -> None:
+        """For a bounded time, as the engine does with what the stack has."""
+        now = quiet_since = time.monotonic()
+        until = now + DRAIN_MAX_S
+        while now < min(until, quiet_since + DRAIN_QUIET_S):
+            waiting = 0
+            for relay in set(self._of.values()):
+                self._pump(relay)
+                waiting += relay.waiting_up() if relay.descriptors[0] in self._of else 0
+            if not waiting:
+                return
+            if self._epoll.poll(DRAIN_POLL_S, _BATCH):
+                quiet_since = time.monotonic()
+            now = time.monotonic()
 
     def _run(self) -> None:
         ready = {relay: None for fd, _ in self._epoll.poll(0, _BATCH) if (relay := self._of.get(fd))}

@@ -203,6 +203,17 @@ def test_the_idlest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     scene(talk)
 
 
+def test_the_last_datagram_before_the_end_still_goes_out() -> None:
+    async def talk(associations: Associations, relay: socket.socket, _: UdpProxy) -> None:
+        with datagrams() as stack:
+            await opened(associations, 1, FAR, stack)
+            stack.send(b"last words")
+            associations.ended(1)
+            assert (await arrives(relay))[0].endswith(b"last words")
+
+    scene(talk)
+
+
 @pytest.mark.parametrize(("code", "again"), [(7, False), (1, True)])
 def test_a_proxy_that_refuses(code: int, again: bool) -> None:
     """A proxy that can't is asked once."""

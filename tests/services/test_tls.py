@@ -380,6 +380,50 @@ def test_what_was_written_goes_out_while_the_other_way_is_full(trusted: trustme.
     scene(after_ok(script), server_context(trusted, "localhost"), connect)
 
 
+@pytest.mark.parametrize("slow", [0.0, 0.4])
+def test_what_was_said_before_the_end_still_goes_out(trusted: trustme.CA, slow: float) -> None:
+    """The loop does not run any more when the dialer is closed."""
+    got: list[int | str] = []
+
+    def script(sock: socket.socket) -> None:
+        time.sleep(slow)
+        while data := sock.recv(65536):
+            got.append(len(data))
+        got.append("end")
+
+    async def connect(made: Dialer, _: list[str]) -> None:
+        sock = await made.connect("x.example", 1)
+        sent = 0
+        while sent < 8 * MIB:
+            try:
+                sent += sock.send(b"x" * 65536)
+            except BlockingIOError:
+                break
+        sock.close()
+        made.close()
+        await until(lambda: "end" in got)
+        assert sum(size for size in got if isinstance(size, int)) == sent
+
+    scene(after_ok(script), server_context(trusted, "localhost"), connect)
+
+
+def test_the_end_does_not_wait_for_a_proxy_that_reads_nothing(
+    trusted: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "DRAIN_QUIET_S", 0.3)
+
+    async def connect(made: Dialer, _: list[str]) -> None:
+        with await made.connect("x.example", 1) as sock:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await asyncio.get_running_loop().sock_sendall(sock, b"x" * 64 * MIB)
+        began = time.monotonic()
+        made.close()
+        assert 0.2 < time.monotonic() - began < 2
+
+    scene(after_ok(lambda _: time.sleep(2)), server_context(trusted, "localhost"), connect)
+
+
 def test_hundreds_of_flows(trusted: trustme.CA) -> None:
     async def connect(made: Dialer, _: list[str]) -> None:
         loop = asyncio.get_running_loop()
