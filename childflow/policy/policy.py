@@ -9,13 +9,22 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from childflow.netstack.events import Denial
 from childflow.policy.names import Names
 from childflow.policy.rules import NO_RULES, Rules, compile_rules
-from childflow.policy.verdict import Ask, Verdict, judge
+from childflow.policy.verdict import Action, Ask, Verdict, judge
+from childflow.policy.virtual import is_virtual
 from childflow.settings import ADDRESSES, Addresses, Settings
 
 if TYPE_CHECKING:
     from childflow.policy.virtual import VirtualNames
+
+NOBODY = Verdict(
+    Action.DENY,
+    Denial.UNREACHABLE_HOST,
+    reason_code="martian",
+    sentence="the address stands for a name, and only TCP and UDP can be carried there (--dns-mode virtual)",
+)
 
 
 class Policy(NamedTuple):
@@ -35,7 +44,9 @@ class Policy(NamedTuple):
         return Ask(protocol, remote, port, self.names.of(remote, now), self.names.aliases_of(remote, now))
 
     def judge(self, protocol: int, remote: bytes, port: int) -> Verdict:
-        """The verdict on `remote` (packed), `port` 0 where there is none."""
+        """The verdict on `remote` (packed) itself, not on a name that it stands for; `port` 0 where there is none."""
+        if self.virtual is not None and is_virtual(remote):
+            return NOBODY
         return judge(self.ask(protocol, remote, port), self.link, self.rules)
 
 

@@ -97,17 +97,26 @@ class Admission:
     def question(self, question: Question) -> None:
         """Judge a new flow and begin to carry the verdict out."""
         policy = self._policy
+        if question.protocol == TCP and question.remote_port == DNS_PORT:
+            self._dns_over_tcp(question)
+            return
         if policy.virtual is not None and is_virtual(question.remote):
             self._to_virtual(question, policy.virtual.name_of(question.remote))
             return
         ask = policy.ask(question.protocol, question.remote, question.remote_port)
         verdict = judge(ask, policy.link, policy.rules)
-        if question.protocol == TCP and _is_dns(question, verdict):
-            self._serve_dns(question)
-        elif verdict.action is Action.ALLOW:
+        if verdict.action is Action.ALLOW:
             self._let_out(question, ask, verdict, None)
         else:
             self._deny(question, verdict)
+
+    def _dns_over_tcp(self, question: Question) -> None:
+        """Served here whatever the address, and ruled query by query; what must never leave stays refused."""
+        verdict = judge(Ask(TCP, question.remote, DNS_PORT), self._policy.link)
+        if verdict.action is Action.DENY:
+            self._deny(question, verdict)
+        else:
+            self._serve_dns(question)
 
     def _to_virtual(self, question: Question, name: str | None) -> None:
         if name is None:
@@ -290,13 +299,6 @@ class Admission:
         held = self._held.pop(flow, None)
         if held is not None and held.timer is not None:
             held.timer.cancel()
-
-
-def _is_dns(question: Question, verdict: Verdict) -> bool:
-    """DNS to any address is served here; what must never leave stays refused."""
-    if verdict.action is Action.SERVE:
-        return True
-    return question.remote_port == DNS_PORT and verdict.reason_code != "martian"
 
 
 def _with_doubt(verdict: Verdict, doubt: str) -> Verdict:

@@ -24,7 +24,9 @@ from collections.abc import Callable
 from socket import inet_pton
 from typing import TYPE_CHECKING, NamedTuple
 
+from childflow.policy.policy import NOBODY
 from childflow.policy.verdict import TCP, UDP, Action, Ask, Verdict, address_text, judge, judge_name, reached, refusal
+from childflow.policy.virtual import is_virtual
 from childflow.services import dns, dns_answer, dns_reply
 from childflow.services.resolvers import Resolver, parse_resolver
 from childflow.settings import DNS_PORT, Addresses
@@ -146,7 +148,9 @@ class NamePolicy:
     def _elsewhere(self, asked: Asked) -> Ruling:
         names = self._names.of(asked.remote, self._clock()) if self._rules.has_domain_rules else ()
         verdict = judge(Ask(_PROTOCOLS[asked.protocol], asked.remote, DNS_PORT, names), self._link, self._rules)
-        if verdict.action is Action.ALLOW and self._rules.proxied:
+        if self._virtual is not None and is_virtual(asked.remote):
+            verdict = NOBODY
+        elif verdict.action is Action.ALLOW and self._rules.proxied:
             verdict = _past_proxy(asked, self._rules)
         if verdict.action is not Action.ALLOW:
             return self._blocked(asked, verdict)

@@ -12,6 +12,7 @@ import pytest
 from childflow.errors import DialError
 from childflow.netstack.events import Denial, End, Ended, Flight, Question
 from childflow.policy.policy import policy_of
+from childflow.policy.verdict import Action
 from childflow.services import admission
 from childflow.services.admission import Admission
 from childflow.services.lookup import Found, NoSuchName
@@ -29,6 +30,8 @@ class Services:
     def __init__(self) -> None:
         self.dialled: list[tuple[Any, int]] = []
         self.ended: list[int] = []
+        self.connection: Any = None
+        self.asked: list[bytes] = []
         self.answer: Any = None  # a socket, or an error
         self.found: Any = [FAR4]
         self.aliases: tuple[str, ...] = ()
@@ -38,6 +41,13 @@ class Services:
 
     def lookup(self) -> Services:
         return self
+
+    def dns(self) -> Services:
+        return self
+
+    def open_connection(self, remote: bytes) -> Any:
+        self.asked.append(remote)
+        return self.connection
 
     def flow_ended(self, flow: int) -> None:
         self.ended.append(flow)
@@ -313,6 +323,28 @@ def test_virtual_address_leads_to_where_the_name_is() -> None:
         s.ask(virtual(s))
         await until(lambda: s.stack.elsewhere == [(1, FAR4, 443)])
         assert s.stack.allowed == []
+
+    scene(play, **VIRTUAL)
+
+
+@pytest.mark.parametrize("remote", [FAR4, bytes((198, 18, 0, 1))])
+def test_dns_over_tcp_is_served_whatever_the_address(remote: bytes) -> None:
+    async def play(s: Scene) -> None:
+        ours, theirs = socket.socketpair()
+        s.services.connection = ours
+        s.ask(remote, 53)
+        assert s.services.asked == [remote]
+        assert [flow for flow, _ in s.stack.attached] == [1]
+        assert (s.stack.allowed, s.stack.elsewhere) == ([], [])
+        theirs.close()
+
+    scene(play, **VIRTUAL)
+
+
+def test_no_ping_reaches_a_virtual_address() -> None:
+    async def play(s: Scene) -> None:
+        assert s.policy.judge(1, virtual(s), 0).action is Action.DENY
+        assert s.policy.judge(1, FAR4, 0).action is Action.ALLOW
 
     scene(play, **VIRTUAL)
 
