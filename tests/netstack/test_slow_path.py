@@ -258,7 +258,7 @@ def test_spoofed_packet_is_counted_once_when_the_queue_is_full(play):
 def test_queue_that_is_never_empty_has_room_for_what_comes(stage):
     """A steady load: each turn brings ten datagrams and ten are taken, while others wait. Found with 5,000 queries a
     second, a fourth of which were dropped."""
-    play = stage(limits=Limits(slow_packets=128))
+    play = stage(limits=Limits(slow_packets=64))
     sent, came = [], []
     for number in range(600):
         text = b"%d" % number * (1 + number % 7)
