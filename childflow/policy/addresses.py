@@ -38,8 +38,25 @@ def reached(address: bytes) -> bytes:
 
 
 def _local_nat64(address: bytes) -> bytes:
-    """The IPv4 address in RFC 8215's prefix, whose length is the site's choice: a zero tail tells /48 from /96."""
-    return address[6:8] + address[9:11] if not any(address[11:]) else address[12:]
+    """The likeliest IPv4 address in RFC 8215's prefix: a zero tail tells a /48 from a /96."""
+    likely = _nat64_of_48(address) if not any(address[11:]) else address[12:]
+    return likely if likely[0] else next(iter(readings(address)), likely)
+
+
+def _nat64_of_48(address: bytes) -> bytes:
+    return address[6:8] + address[9:11]
+
+
+def readings(address: bytes) -> tuple[bytes, ...]:
+    """Every IPv4 address that an address in RFC 8215's prefix may carry; none for all others.
+
+    How long a site's prefix is can't be seen (RFC 6052 2.2: /48, /56, /64, /96), and behind the shorter ones may stand
+    anything. Nothing of 0.0.0.0/8 is ever translated.
+    """
+    if address[:6] != _NAT64_LOCAL or len(address) != 16:
+        return ()
+    of_56, of_64 = address[7:8] + address[9:12], address[9:13]
+    return tuple(end for end in (_nat64_of_48(address), of_56, of_64, address[12:]) if end[0])
 
 
 def martian_kind(address: bytes) -> str | None:

@@ -20,7 +20,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from childflow.netstack.events import Denial
-from childflow.policy.addresses import address_in_name, address_text, martian_kind, reached
+from childflow.policy.addresses import address_in_name, address_text, martian_kind, reached, readings
 from childflow.policy.rules import NO_RULES, Rules
 from childflow.policy.tables import ICMP4, ICMP6, TCP, UDP, NameMatch
 from childflow.settings import ADDRESSES, DNS_PORT, Addresses
@@ -137,6 +137,23 @@ _LINK_STEPS: tuple[Callable[[Ask, bytes, Addresses], Verdict | None], ...] = (_m
 def judge(ask: Ask, link: Addresses = ADDRESSES, rules: Rules = NO_RULES) -> Verdict:
     """The verdict on `ask`; `link` tells the gateway's addresses. Never raises."""
     end = reached(ask.remote)
+    verdict = _judge_end(ask, end, link, rules)
+    others = readings(ask.remote)
+    return verdict if not others or verdict.action is Action.DENY else _judge_others(ask, verdict, others, link, rules)
+
+
+def _judge_others(ask: Ask, verdict: Verdict, others: tuple[bytes, ...], link: Addresses, rules: Rules) -> Verdict:
+    """What an address may reach besides the likeliest. A zero tail makes that one so likely that it is enough to
+    allow that."""
+    is_clear = not any(ask.remote[11:])
+    for other in others:
+        found = _judge_end(ask, other, link, rules)
+        if found.action is Action.DENY and not (is_clear and found.reason_code == "default_deny"):
+            return found
+    return verdict
+
+
+def _judge_end(ask: Ask, end: bytes, link: Addresses, rules: Rules) -> Verdict:
     for step in _LINK_STEPS:
         verdict = step(ask, end, link)
         if verdict is not None:

@@ -278,6 +278,25 @@ def test_an_allowed_address_in_disguise_is_allowed() -> None:
     assert all(judge(Ask(TCP, form, 80), rules=made).action is Action.ALLOW for form in disguised("198.51.100.7"))
 
 
+@pytest.mark.case("D01")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--block-private",), "private"),
+        (("--deny-cidr", "10.0.0.0/8"), "deny_cidr"),
+        (("--allow-cidr", "8.8.8.8", *DENY), "default_deny"),
+    ],
+)
+@pytest.mark.parametrize(
+    "text", ["64:ff9b:1:a00:0:100:808:808", "64:ff9b:1:a:0:1:808:808", "64:ff9b:1::a:0:100:0", "64:ff9b:1::10.0.0.1"]
+)
+def test_a_local_nat64_address_is_every_address_that_it_may_carry(
+    options: tuple[str, ...], reason: str, text: str
+) -> None:
+    """10.0.0.1 behind prefixes of 48, 56, 64 and 96 bits; the first two could be taken for 8.8.8.8 behind one of 96."""
+    assert said(judge(ask(TCP, text), rules=rules(*options))) == reason
+
+
 @pytest.mark.case("D03")
 def test_the_host_reached_by_itself_is_refused_by_default() -> None:
     for text in ("0.0.0.0", "0.1.2.3", "::", "127.1.2.3", "::1", "255.255.255.255"):
