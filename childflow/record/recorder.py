@@ -155,6 +155,11 @@ class Recorder(NullRecorder):
         error = _errno_text(event.errno) if event.errno else None
         self._result(event.flow, flow, error, event.duration_us // 1000)
 
+    def not_connected(self, flow: int, what: str, duration_s: float) -> None:
+        """A TCP flow that was allowed got no connection: not the stack's failure, but the proxy's or a resolver's."""
+        if (known := self._flows.get(flow)) is not None:
+            self._result(flow, known, what, int(duration_s * 1000))
+
     def ended(self, event: Ended) -> None:
         """A flow is over."""
         flow = self._flows.pop(event.flow, None)

@@ -198,9 +198,11 @@ class Admission:
             pass
 
     async def _through_proxy(self, question: Question, target: str | bytes) -> None:
+        since = self._loop.time()
         try:
             sock = await self._services.dialer().connect(target, question.remote_port)
         except DialError as error:
+            self._recorder.not_connected(question.flow, str(error), self._loop.time() - since)
             self._stack.deny(question.flow, error.denial)
             return
         self._attach(question, sock)
@@ -221,9 +223,12 @@ class Admission:
         """To the first address of `name` that the rules let through."""
         from childflow.services.lookup import LookupFailed
 
+        since = self._loop.time()
         try:
             found = await self._services.lookup().find(name)
         except LookupFailed:
+            if question.protocol == TCP:
+                self._recorder.not_connected(question.flow, f"{name} is not found", self._loop.time() - since)
             self._stack.deny(question.flow, Denial.UNREACHABLE_HOST)
             return
         verdict = None

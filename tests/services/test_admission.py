@@ -265,6 +265,8 @@ def test_proxy_that_refuses_is_a_refusal() -> None:
         s.ask()
         await until(lambda: s.stack.denied == [(1, Denial.UNREACHABLE_HOST)])
         assert s.stack.allowed == []
+        ((flow, what, _),) = s.recorder.of("not_connected")
+        assert (flow, what) == (1, "host unreachable")
 
     scene(play, **PROXY)
 
