@@ -8,7 +8,7 @@ whatever order and pieces they come, and reads the ClientHello (`first_flight.py
 What can't be read is UNREADABLE: another version, a packet that does not open, frames that a client's Initial may not
 have, no QUIC at all. It is refused, and clients fall back to TCP.
 
-Invariants: never raises; a bounded number of connections, of pieces and of bytes is kept; `cryptography` (some 25 ms)
+Invariants: never raises; a bounded number of connections, of pieces and of bytes is kept; `cryptography` (some 10 ms)
             is imported with the first Initial and not before.
 Not here:   Retry, the answers, later packets: nothing has reached a server yet, so the keys are the first ones.
 """
