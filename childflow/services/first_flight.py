@@ -42,6 +42,7 @@ class Flight(NamedTuple):
 
 MORE = Flight("more")
 UNKNOWN = Flight("none")
+_BEHIND_PROXY_HEADER = Flight("sni", None, "it begins with a PROXY protocol header, behind which anything may stand")
 
 
 class Malformed(ValueError):
@@ -59,6 +60,7 @@ _ENCRYPTED_CLIENT_HELLO = 0xFE0D
 _RECORD_HEADER = 5
 _MESSAGE_HEADER = 4
 
+_PROXY_V1, _PROXY_V2 = b"PROXY", b"\r\n\r\n\0\r\nQUIT\n"  # haproxy's PROXY protocol, 2.1 and 2.2
 _BLANKS = b" \t\r\n\x0b\x0c"
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # RFC 9110 5.6.2
 _NAME = b"-._0123456789abcdefghijklmnopqrstuvwxyz"
@@ -235,6 +237,10 @@ class FirstFlight:
         if data[:1] and data[0] in _TLS_FIRST:
             self._step = self._records
             return None
+        if data.startswith(_PROXY_V2):
+            return _BEHIND_PROXY_HEADER
+        if _PROXY_V2.startswith(data):
+            return MORE
         rest = data[self._at :].lstrip(_BLANKS)  # RFC 9112 2.2, and more
         self._at = self._start = len(data) - len(rest)
         if not rest:
@@ -282,6 +288,8 @@ class FirstFlight:
         if line is None:
             return MORE
         words = line.split()
+        if words[0] == _PROXY_V1:
+            return _BEHIND_PROXY_HEADER
         if len(words) < 2:
             return UNKNOWN
         if not words[-1].upper().startswith(b"HTTP/"):

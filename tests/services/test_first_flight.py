@@ -303,6 +303,17 @@ def test_request_that_ends_with_the_connection(data, said):
     assert read_flight(data, ended=True) == said
 
 
+@pytest.mark.case("D17")
+@pytest.mark.parametrize(
+    "header", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"]
+)
+def test_what_stands_behind_a_proxy_header_is_in_doubt(header):
+    """A server that takes one reads a hello or a request behind it."""
+    for data in (header, header + hello(b"a.test")):
+        assert "PROXY" in in_pieces(data, list(range(1, len(data)))).doubt
+        assert all(read_flight(data[:size]).source in ("more", "sni") for size in range(len(header) + 1))
+
+
 # -- neither -----------------------------------------------------------------------------------------------------------
 
 OTHERS = {
@@ -316,7 +327,7 @@ OTHERS = {
     "sip": b"REGISTER sip:a.test SIP/2.0\r\n", "icecast": b"SOURCE /live ICE/1.0\r\n", "mqtt": b"\x10\x10",
     "socks4": b"\4\1", "socks5": b"\5\1", "sslv2": b"\x80\x2e\1\0\2",
     "amqp": b"AMQP\0\0\x09\1", "bittorrent": b"\x13BitTorrent protocol",
-    "proxy": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "mongo": bytes.fromhex("3a000000"),
+    "mongo": bytes.fromhex("3a000000"),
     "gopher": b"/", "imap": b"a001 LOGIN x y\r\n", "beanstalk": b"put 0 0 60 5\r\n", "ldap": b"0\x0c\2\1\1",
     "long ldap": b"0\x20\2\1\1", "22 bytes": bytes.fromhex("160000000007"), "record 0": bytes.fromhex("1600000000"),
     "21 bytes": bytes.fromhex("1500000007"), "20 bytes": b"\x14\0", "24 bytes": b"\x18\0", "data": b"\x17\3\3\0\1x",
