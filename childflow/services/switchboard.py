@@ -108,13 +108,18 @@ class Switchboard:
         self._by_type[Datagram](datagram)
 
     def _broken(self, event: Event, error: Exception) -> None:
-        """A bug: say it where bugs are said, and leave the flow closed."""
+        """A bug: say it where bugs are said, and refuse the flow: it would wait for ever."""
         self._loop.call_exception_handler({"message": f"childflow: {type(event).__name__} failed", "exception": error})
         if isinstance(event, Question):
-            try:
-                self._stack.deny(event.flow, Denial.PROHIBITED if event.protocol != TCP else Denial.RESET)
-            except StackError:
-                pass
+            self._refuse(event.flow, Denial.PROHIBITED if event.protocol != TCP else Denial.RESET)
+        elif isinstance(event, Flight):
+            self._refuse(event.flow, Denial.RESET)
+
+    def _refuse(self, flow: int, how: Denial) -> None:
+        try:
+            self._stack.deny(flow, how)
+        except StackError:
+            pass
 
     # The slow path.
 

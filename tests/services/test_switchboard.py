@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from childflow.errors import UsageError
-from childflow.netstack.events import Connected, Denial, End, Ended, Question, SlowKind, SlowPacket
+from childflow.netstack.events import Connected, Denial, End, Ended, Flight, Question, SlowKind, SlowPacket
 from childflow.services import fragments
 from childflow.services.switchboard import Switchboard
 from childflow.settings import ADDRESSES, Settings
@@ -112,6 +112,21 @@ def test_fault_of_ours_opens_nothing_and_stops_nothing(monkeypatch: pytest.Monke
         s.board.handle([Question(1, TCP, 1, FAR4, 666), Question(2, UDP, 1, FAR4, 666), Question(3, TCP, 1, FAR4, 80)])
         assert (s.stack.allowed, s.stack.denied) == ([3], [(1, Denial.RESET), (2, Denial.PROHIBITED)])
         assert [type(context["exception"]) for context in said] == [ZeroDivisionError] * 2
+
+    scene(play)
+
+
+@pytest.mark.case("D40")
+def test_fault_in_reading_a_first_flight_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be held for ever."""
+
+    async def play(s: Scene) -> None:
+        said: list[Any] = []
+        s.loop.set_exception_handler(lambda _, context: said.append(context))
+        monkeypatch.setitem(s.board._by_type, Flight, lambda event: 1 // 0)
+        s.board.handle([Flight(7, False), Question(8, TCP, 1, FAR4, 80)])
+        assert (s.stack.denied, s.stack.allowed) == ([(7, Denial.RESET)], [8])
+        assert [type(context["exception"]) for context in said] == [ZeroDivisionError]
 
     scene(play)
 
