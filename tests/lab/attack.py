@@ -7,7 +7,7 @@ Each attempt carries its own name as a token in its payload. `check` says of eve
 where it should, whether any packet at all went where none may, and whether the flow log has the reason. One run of
 childflow makes all of a list, in order (`clients/attempts.py`); frames that no socket sends are put in by `raw`.
 
-    passes()        the token has to arrive
+    passes()        the token has to arrive (`at` another address, where a name or a virtual one stands for it)
     denied(CODE)    not a packet arrives, and a `policy_violation` with this reason tells of it
     mute(CODE)      the connection may arrive, not one byte of its payload
     unseen()        not a packet arrives, and nothing is said of it
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -31,7 +31,7 @@ from .engine import sleeping
 from .headers import ICMP, ICMP6, TCP, UDP
 from .inject import inject
 from .internet import Internet
-from .processes import Result
+from .processes import Place, Result
 from .wiretap import Packet, Wiretap, payload
 
 TLS, HTTP, ECHO = 443, 80, 7
@@ -49,22 +49,25 @@ class Attempt:
     protocol: int
     fate: str = ""
     code: str | None = None
+    at: str = ""  # the address where it may arrive, if that is not the one in the order
     logged: tuple[str, int | None] | None = None  # address and port in the flow log
 
     @property
     def endpoint(self) -> Endpoint:
         host, *port = self.order["to"]
+        host = self.at or host
         protocol = {ICMP: ICMP6}.get(self.protocol, self.protocol) if ":" in host else self.protocol
         return protocol, host, port[0] if port else 0
 
-    def passes(self) -> Attempt:
-        self.fate = "passes"
+    def passes(self, at: str = "") -> Attempt:
+        self.fate, self.at = "passes", at
         return self
 
     def denied(self, code: str, logged: str | None = None) -> Attempt:
         return self._refused("denied", code, logged)
 
-    def mute(self, code: str, logged: str | None = None) -> Attempt:
+    def mute(self, code: str, logged: str | None = None, at: str = "") -> Attempt:
+        self.at = at
         return self._refused("mute", code, logged)
 
     def unseen(self) -> Attempt:
@@ -76,8 +79,8 @@ class Attempt:
         return self
 
     def _refused(self, fate: str, code: str, logged: str | None) -> Attempt:
-        _, host, port = self.endpoint
-        self.fate, self.code, self.logged = fate, code, (logged or host, port or None)
+        host, *port = self.order["to"]
+        self.fate, self.code, self.logged = fate, code, (logged or host, port[0] if port else None)
         return self
 
 
@@ -235,12 +238,22 @@ def attack(
     return Outcome(list(attempts), r.json(), r, packets, asked)
 
 
-def raw(internet: Internet, flags: Sequence[str], frames: Sequence[bytes], pause_s: float = 0.005) -> Outcome:
-    """Put `frames` into a sandbox whose command sleeps, and see what arrives."""
-    with Wiretap(internet.server, "to-laptop") as tap, sleeping(internet.caller("ordinary"), flags) as (running, _):
+def raw(
+    internet: Internet,
+    flags: Sequence[str],
+    frames: Sequence[bytes],
+    before: Sequence[Attempt] = (),
+    pause_s: float = 0.005,
+) -> Outcome:
+    """Put `frames` into a sandbox whose command sleeps, after the attempts `before`, and see what arrives."""
+    caller = internet.caller("ordinary")
+    with Wiretap(internet.server, "to-laptop") as tap, sleeping(caller, flags) as (running, net):
+        if before:
+            inside = replace(caller, place=Place(net, caller.place.mounts))
+            inside.direct(*internet.client("attempts"), stdin=json.dumps([one.order for one in before]).encode()).ok()
         sent = inject(running, frames, pause_s)
         running.signal(15)
         r = running.wait(20)
         packets = tap.packets(internet.laptop, internet.server_ip(4))
     assert not any(sent.errors), f"the sandbox's kernel refused some: {sent.errors}"
-    return Outcome([], {}, r, packets)
+    return Outcome(list(before), {}, r, packets)

@@ -2,8 +2,8 @@
 
 ZONE is a file of JSON, {NAME: [ANSWER, ...]}: at the n-th query for NAME (any type) the n-th answer is given, and after
 the last one the first again. A name that is not there is NXDOMAIN. ANSWER is {"answer": [RECORD, ...], "authority":
-[...], "additional": [...]}, RECORD [OWNER, TYPE, DATA]; each is given whatever type was asked, but A, AAAA, TXT and
-HTTPS records of the answer only to a query for their type or ANY. UDP and TCP, IPv4 and IPv6.
+[...], "additional": [...]}, RECORD [OWNER, TYPE, DATA, TTL]; each is given whatever type was asked, but A, AAAA,
+TXT and HTTPS records of the answer only to a query for their type or ANY. UDP and TCP, IPv4 and IPv6.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ class Zone:
             return bytes(reply.pack())
         number = self._asked[name, kind] = self._asked.get((name, kind), -1) + 1
         said = answers[number % len(answers)]
-        for owner, rtype, data in said.get("answer", []):
-            if rtype not in ("A", "AAAA", "TXT", "HTTPS") or kind in (rtype, "ANY"):
-                reply.add_answer(_record(owner, rtype, data))
-        for owner, rtype, data in said.get("authority", []):
-            reply.add_auth(_record(owner, rtype, data))
-        for owner, rtype, data in said.get("additional", []):
-            reply.add_ar(_record(owner, rtype, data))
+        for record in said.get("answer", []):
+            if record[1] not in ("A", "AAAA", "TXT", "HTTPS") or kind in (record[1], "ANY"):
+                reply.add_answer(_record(*record))
+        for record in said.get("authority", []):
+            reply.add_auth(_record(*record))
+        for record in said.get("additional", []):
+            reply.add_ar(_record(*record))
         return bytes(reply.pack())
 
 
-def _record(owner: str, rtype: str, data: str) -> RR:
-    return RR(owner, getattr(QTYPE, rtype), rdata=_MAKE[rtype](data), ttl=TTL_S)
+def _record(owner: str, rtype: str, data: str, ttl: int = TTL_S) -> RR:
+    return RR(owner, getattr(QTYPE, rtype), rdata=_MAKE[rtype](data), ttl=ttl)
 
 
 def main() -> None:
