@@ -90,8 +90,9 @@ class Engine:
         self._recorder = recorder
         limits = Limits(**dict(settings.limits)).within(raise_open_files_limit() - open_files())
         self._stack = Stack(
-            tap_fd, ADDRESSES, mtu=plan.mtu, offload=offload, limits=limits, crash_path=crash_path(os.environ)
-        )
+            tap_fd, ADDRESSES, mtu=plan.mtu, offload=offload, limits=limits, crash_path=crash_path(os.environ),
+            clock=now_us,
+        )  # fmt: skip
         self._full = dict(_FULL)
         policy = policy_of(settings, loop.time, host_addresses() if settings.block_private else ())
         self._switchboard = Switchboard(

@@ -94,6 +94,16 @@ int cf_flow_deny(cf_stack *st, cf_flow_id id, enum cf_denial how)
 	return CF_OK;
 }
 
+int cf_flow_forget(cf_stack *st, cf_flow_id id)
+{
+	struct flow *f = flow_of_id(st, id);
+
+	if (!f || f->protocol != PROTO_UDP)
+		return CF_EFLOW;
+	flow_close(st, f, f->state == OPEN ? CF_END_IDLE : CF_END_KILLED);
+	return CF_OK;
+}
+
 int cf_flow_attach(cf_stack *st, cf_flow_id id, int fd)
 {
 	struct flow *f = flow_of_id(st, id);

@@ -120,6 +120,9 @@ int cf_turn(cf_stack *st, uint64_t now_us);
  * before its question was read is not heard of. */
 int cf_events(cf_stack *st, struct cf_event *out, int max);
 
+/* The time of what is answered between two turns, when that may be long after the last one. It never goes back. */
+void cf_clock(cf_stack *st, uint64_t now_us);
+
 /* Let a parked flow out: TCP connects a host socket and reports CF_EVENT_CONNECTED; UDP sends what was parked. */
 int cf_flow_allow(cf_stack *st, cf_flow_id flow);
 /* As cf_flow_allow(), but the host side is @port of the 4 or 16 bytes of @address (unicast, of either family). What the child
@@ -128,6 +131,9 @@ int cf_flow_allow_to(cf_stack *st, cf_flow_id flow, int address_len, const uint8
 /* Refuse a parked flow, or a held one whatever its state; @how is what the child sees, but a TCP handshake that was answered
  * ends in an RST. What was held is thrown away, and a host side that is there already is reset: no byte of it ever left. */
 int cf_flow_deny(cf_stack *st, cf_flow_id flow, enum cf_denial how);
+/* End a UDP peer whose host side is gone: nothing is sent there any more. The child hears nothing; its next datagram is a new
+ * question. */
+int cf_flow_forget(cf_stack *st, cf_flow_id flow);
 /* Use the connected stream socket @fd as the host side of a parked TCP flow. On CF_OK @fd belongs to the stack. */
 int cf_flow_attach(cf_stack *st, cf_flow_id flow, int fd);
 

@@ -255,6 +255,12 @@ static void round_of_work(struct cf_stack *st)
 	send_acks(st);
 }
 
+void cf_clock(cf_stack *st, uint64_t now_us)
+{
+	if (now_us > st->now)
+		st->now = now_us;
+}
+
 int cf_turn(cf_stack *st, uint64_t now_us)
 {
 	int flags = 0;

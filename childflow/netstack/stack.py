@@ -7,6 +7,7 @@ batches. C copies what it is given before it returns, and what it gives is copie
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from childflow._netstack import ffi, lib
@@ -55,9 +56,12 @@ class Stack:
 
     def __init__(
         self, tap_fd: int, addresses: Addresses, *, mtu: int = 1500, offload: bool = True, limits: Limits | None = None,
-        crash_path: str = "",
+        crash_path: str = "", clock: Callable[[], int] | None = None,
     ) -> None:  # fmt: skip
-        """`crash_path`: the pcapng file that the last frames are written to when an assertion of the stack fails."""
+        """`crash_path`: the pcapng file that the last frames are written to when an assertion of the stack fails.
+
+        `clock`: microseconds as `turn` gets them; an answer may come long after the last turn. None: it never does.
+        """
         self.limits = (limits or Limits()).fitted()
         config = ffi.new("struct cf_config *")
         config.tap_fd = tap_fd
@@ -77,6 +81,7 @@ class Stack:
         self._events = ffi.new("struct cf_event[]", EVENT_BATCH)
         self.fd: int = lib.cf_stack_fd(self._st)
         self.tap_gone = False
+        self._clock = clock
 
     def close(self) -> None:
         """Close every host socket and free the stack; no other method may be called afterwards."""
@@ -115,8 +120,8 @@ class Stack:
         return out
 
     def _lose(self, event: Any) -> None:
-        """There is no memory for this event. Nobody will judge a flow that it asks about, so the child hears no."""
-        if event.kind == lib.CF_EVENT_QUESTION:
+        """There is no memory for this event. Nobody will judge the flow that it is about, so the child hears no."""
+        if event.kind in (lib.CF_EVENT_QUESTION, lib.CF_EVENT_FLIGHT):
             lib.cf_flow_deny(self._st, event.flow, lib.CF_DENY_RESET)
 
     def allow(self, flow: int) -> None:
@@ -125,10 +130,16 @@ class Stack:
 
     def deny(self, flow: int, how: Denial) -> None:
         """Refuse a parked flow, or a held one: nothing that is held of it ever leaves."""
+        self._look_at_clock()
         checked(lib.cf_flow_deny(self._st, flow, how), f"deny flow {flow}")
+
+    def _look_at_clock(self) -> None:
+        if self._clock is not None:
+            lib.cf_clock(self._st, self._clock())
 
     def allow_to(self, flow: int, address: bytes, port: int) -> None:
         """As `allow`, to this packed address and port; what the child sees keeps the address that it used."""
+        self._look_at_clock()
         code = lib.cf_flow_allow_to(self._st, flow, len(address), address, port)
         checked(code, f"allow flow {flow} to {address.hex()} port {port}")
 
@@ -156,7 +167,13 @@ class Stack:
 
     def attach(self, flow: int, fd: int) -> None:
         """Make the connected stream socket `fd` the host side of a parked TCP flow; it belongs to the stack then."""
+        self._look_at_clock()
         checked(lib.cf_flow_attach(self._st, flow, fd), f"attach flow {flow}")
+
+    def forget(self, flow: int) -> None:
+        """End a UDP peer whose host side is gone: nothing is sent there any more. Its next datagram asks."""
+        self._look_at_clock()
+        checked(lib.cf_flow_forget(self._st, flow), f"forget flow {flow}")
 
     def reply_datagram(self, to: Datagram, payload: bytes) -> None:
         """Answer a datagram, from the address and port that it was sent to. A full TAP loses it, as a wire would."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from childflow.errors import StackError
+
 if TYPE_CHECKING:
     from childflow.limits import Limits
     from childflow.netstack.stack import Stack
@@ -127,8 +129,14 @@ class OnDemand:
         if self._associations is None:
             from childflow.services.socks_udp import Associations
 
-            self._associations = Associations(self.dialer(), self.watch())
+            self._associations = Associations(self.dialer(), self.watch(), self._forget)
         return self._associations
+
+    def _forget(self, flow: int) -> None:
+        try:
+            self._stack.forget(flow)
+        except StackError:
+            pass  # it is over already
 
     def echo(self) -> Echo:
         """Pings."""

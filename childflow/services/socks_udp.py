@@ -9,8 +9,9 @@ Invariants: datagrams are taken from the relay's address only, and only those th
             of a name, from the address that answered first. Fragments (FRAG not 0) are dropped.
             On loopback the first to send is the stack; nobody else is heard from then on.
             At most ASSOCIATIONS associations; the one that was used last longest ago gives way.
-            An association ends with its control connection, or with the flow (`ended`): the stack knows when that is
-            idle.
+            An association ends with the flow (`ended`): the stack knows when that is idle. One that ends before, with
+            its control connection or to give way, takes the flow with it: what the command said next would go to
+            whoever has the port on loopback then. A further datagram is a new question, and has a new association.
 Not here:   who may be reached (`policy/`), the handshake (`proxy.py`).
 """
 
@@ -41,8 +42,10 @@ _MAX_DATAGRAM = 65535
 class Associations:
     """All associations of a run, by flow."""
 
-    def __init__(self, dialer: Dialer, watch: Watch) -> None:
+    def __init__(self, dialer: Dialer, watch: Watch, forget: Callable[[int], None]) -> None:
+        """`forget`: what ends a flow in the stack; called before the flow's sockets are closed."""
         self._dialer = dialer
+        self._forget = forget
         self._watch = watch
         self._of: dict[int, Association] = {}
         self._tick = count().__next__
@@ -88,10 +91,14 @@ class Associations:
 
     def _admit(self, flow: int, association: Association) -> None:
         if len(self._of) >= ASSOCIATIONS:
-            self.ended(min(self._of, key=lambda other: self._of[other].used_at))
+            self._lose(min(self._of, key=lambda other: self._of[other].used_at))
         self._of[flow] = association
         for descriptor, read in zip(association.descriptors, association.readers, strict=True):
-            self._watch.add(descriptor, _until_ended(read, lambda: self.ended(flow)))
+            self._watch.add(descriptor, _until_ended(read, lambda: self._lose(flow)))
+
+    def _lose(self, flow: int) -> None:
+        self._forget(flow)
+        self.ended(flow)
 
 
 def _until_ended(read: Callable[[], bool], end: Callable[[], None]) -> Callable[[], None]:

@@ -322,10 +322,12 @@ class Play:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, tap_buffer)
         self._stack_end = ours
         self._tap.setblocking(False)
-        self.stack = Stack(ours.fileno(), ADDRESSES, mtu=mtu, offload=offload, limits=limits)
+        self.clock = Clock(self)
+        self.stack = Stack(
+            ours.fileno(), ADDRESSES, mtu=mtu, offload=offload, limits=limits, clock=lambda: self.clock.now_us
+        )
         self._poll = select.poll()
         self._poll.register(self.stack.fd, select.POLLIN)
-        self.clock = Clock(self)
         self.frames = 0  # that came down
         self.talking: dict[tuple[bytes, int, int], Child] = {}
         self.history: list[Event] = []

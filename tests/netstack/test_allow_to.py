@@ -470,3 +470,39 @@ def test_same_address_is_as_if_allowed(stage, family):
     far.gets(b"hi")
     far.answers(b"ho")
     child_gets(play, far, CHILD_PORT, b"ho")
+
+
+# --- a host side that is gone
+
+
+@families
+@pytest.mark.parametrize("others", [0, 1])
+def test_udp_forgotten_peer_sends_nothing_more_and_is_asked_about_anew(stage, inside, outside, others):
+    """Whoever binds the port of a host side that was closed hears nothing of the child."""
+    play = stage(family=inside)
+    far, other = Far(play, outside, VIRTUAL[inside]), Far(play, outside, OTHER[inside])
+    for one in (far, other)[: 1 + others]:
+        one.hears(b"hi")
+        one.flow = one.allowed()
+        one.gets(b"hi")
+    play.stack.forget(far.flow)
+    play.rest()
+    play.ended(End.IDLE)
+    far.hears(b"to whom?")
+    assert not far.readable()
+    far.flow = play.question().flow
+    play.stack.forget(far.flow)  # parked
+    play.rest()
+    play.ended(End.KILLED)
+    with pytest.raises(StackError):
+        play.stack.forget(far.flow)
+    if others:
+        other.hears(b"still here")
+        other.gets(b"still here")
+    assert play.came() == 0
+
+
+def test_tcp_is_not_forgotten(play):
+    play.establish()
+    with pytest.raises(StackError):
+        play.stack.forget(play.flow)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import socket
 
 import pytest
 
 from childflow.netstack.events import Denial, Ended
 
 from . import wire
-from .play import SYN, Play, text_of
+from .play import ACK, SYN, Host, Play, text_of
 from .wire import CHILD, REMOTE, UDP
 
 SECOND = 1_000_000
@@ -128,3 +129,24 @@ def test_clock_that_jumps_with_everything_under_way(stage, hours):
     play.host.sends(b"new")
     play.child.gets(wire.ACK, text=b"new")
     play.errors.clear()
+
+
+@pytest.mark.parametrize("later_ms", [300, 5000])
+def test_answer_long_after_the_question_starts_its_timers_then(stage, later_ms):
+    """A connection through a proxy may take seconds without a turn: the SYN-ACK is not late because of that."""
+    play = stage()
+    child = play.connect()
+    child.opens()
+    q = play.question()
+    play.clock.now_us += later_ms * 1000
+    near, far = socket.socketpair()
+    play.host = Host(play, play.owns(far))
+    play.stack.attach(q.flow, near.detach())
+    play.rest()
+    assert play.connected().duration_us == later_ms * 1000
+    child.gets(SYN | ACK)
+    assert play.came() == 0
+    play.clock.advance(999)
+    assert play.came() == 0
+    play.clock.advance(1)
+    child.gets(SYN | ACK)  # RFC 6298, 2.1

@@ -36,6 +36,7 @@ class FakeStack:
         self.waiting: list[Any] = []
         self.holds: list[int] = []
         self.passed: list[int] = []
+        self.forgotten: list[int] = []
         self.elsewhere: list[tuple[int, bytes, int]] = []
         self.texts: dict[int, list[bytes]] = {}  # of held flows: segments, or datagrams
 
@@ -66,6 +67,10 @@ class FakeStack:
     def allow_to(self, flow: int, address: bytes, port: int) -> None:
         self._alive(flow)
         self.elsewhere.append((flow, address, port))
+
+    def forget(self, flow: int) -> None:
+        self._alive(flow)
+        self.forgotten.append(flow)
 
     def attach(self, flow: int, fd: int) -> None:
         self._alive(flow)

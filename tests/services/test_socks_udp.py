@@ -10,13 +10,18 @@ from contextlib import contextmanager
 import pytest
 
 from childflow.errors import DialError
+from childflow.limits import Limits
 from childflow.netstack.events import Denial
+from childflow.policy.policy import policy_of
+from childflow.record.null import NullRecorder
 from childflow.services import socks_udp
 from childflow.services.dial import Dialer, Times
+from childflow.services.on_demand import OnDemand
 from childflow.services.proxy import parse_proxy, read_socks_address, socks_address
 from childflow.services.socks_udp import LOOPBACK, Associations, relay_sockaddr
 from childflow.services.watch import Watch
-from tests.services.play import run, until
+from childflow.settings import Settings
+from tests.services.play import FakeStack, run, until
 from tests.services.proxies import scripted, silent
 
 FAR, OTHER = bytes((203, 0, 113, 9)), bytes((203, 0, 113, 10))
@@ -30,6 +35,7 @@ class UdpProxy:
         self._reply = b"\5" + bytes((refusal,)) + b"\0" + bound + relay.getsockname()[1].to_bytes(2, "big")
         self.requests: list[bytes] = []
         self.controls: list[socket.socket] = []
+        self.forgotten: list[int] = []  # flows that the stack was told to end
 
     def __call__(self, sock: socket.socket) -> None:
         sock.recv(3)
@@ -51,7 +57,7 @@ def scene(what: Scene, bound: bytes = b"\1" + bytes(4), refusal: int = 0, scheme
                 loop = asyncio.get_running_loop()
                 watch = Watch(loop)
                 dialer = Dialer(loop, parse_proxy(f"{scheme}://127.0.0.1:{port}"), [].append, SHORT)
-                associations = Associations(dialer, watch)
+                associations = Associations(dialer, watch, proxy.forgotten.append)
                 await what(associations, relay, proxy)
                 associations.close()
                 assert len(associations) == 0
@@ -168,6 +174,7 @@ def test_it_ends_with_its_control_connection() -> None:
             await opened(associations, 2, FAR, other)
             proxy.controls[0].shutdown(socket.SHUT_RDWR)
             await until(lambda: len(associations) == 1)
+            assert proxy.forgotten == [1]  # else the stack went on sending to whoever has that port next
             other.send(b"alive")
             assert (await arrives(relay))[0].endswith(b"alive")
             stack.send(b"x")
@@ -184,6 +191,7 @@ def test_it_ends_with_the_flow() -> None:
             associations.ended(1)
             associations.ended(1)
             await until(lambda: proxy.controls[0].fileno() < 0)
+            assert proxy.forgotten == []
 
     scene(talk)
 
@@ -191,7 +199,7 @@ def test_it_ends_with_the_flow() -> None:
 def test_the_idlest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socks_udp, "ASSOCIATIONS", 2)
 
-    async def talk(associations: Associations, relay: socket.socket, _: UdpProxy) -> None:
+    async def talk(associations: Associations, relay: socket.socket, proxy: UdpProxy) -> None:
         with datagrams() as first, datagrams() as second, datagrams() as third:
             await opened(associations, 1, FAR, first)
             await opened(associations, 2, FAR, second)
@@ -199,6 +207,7 @@ def test_the_idlest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
             await arrives(relay)
             await opened(associations, 3, FAR, third)
             assert set(associations._of) == {1, 3}
+            assert proxy.forgotten == [2]
 
     scene(talk)
 
@@ -270,3 +279,24 @@ def test_where_the_relay_is(peer: str, said: bytes, where: str) -> None:
 
 def test_a_datagram_address_is_read_as_written() -> None:
     assert read_socks_address(socks_address("example.com", 5)) == (b"", 5, 15)
+
+
+def test_the_flow_ends_in_the_stack_before_its_sockets() -> None:
+    """On demand, as a run makes them; a flow that is over already is nobody's fault."""
+
+    async def play() -> None:
+        with datagrams() as relay, scripted(UdpProxy(relay, b"\1" + bytes(4))) as port:
+            stack, loop = FakeStack(), asyncio.get_running_loop()
+            settings = Settings(("true",), proxy=f"socks5://127.0.0.1:{port}")
+            policy = policy_of(settings, loop.time)
+            services = OnDemand(stack, loop, NullRecorder(settings), settings, policy, Limits())  # type: ignore[arg-type]
+            associations = services.associations()
+            for flow in (1, 2):
+                await associations.open(flow, FAR, 5000)
+            stack.gone.add(2)
+            associations._lose(1)
+            associations._lose(2)
+            assert (stack.forgotten, len(associations)) == ([1], 0)
+            services.close()
+
+    run(play)
