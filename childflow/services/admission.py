@@ -176,7 +176,11 @@ class Admission:
     def _begin(self, question: Question, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(self._guarded(question, work))
         self._tasks[question.flow] = task
-        task.add_done_callback(lambda _: self._tasks.pop(question.flow, None))
+        task.add_done_callback(lambda _: self._done(question.flow, work))
+
+    def _done(self, flow: int, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.pop(flow, None)
+        work.close()  # the flow may have ended before it began
 
     async def _guarded(self, question: Question, work: Coroutine[Any, Any, None]) -> None:
         """A fault of ours, as any other, ends in a refusal."""

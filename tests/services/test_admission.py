@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -417,3 +418,19 @@ def test_virtual_name_and_another_one_on_the_wire() -> None:
         assert (s.stack.passed, s.stack.denied) == ([], [(1, Denial.RESET)])
 
     scene(play, **GOOD, **VIRTUAL)
+
+
+def test_flow_that_ends_before_its_work_begins_leaves_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """Question and end may come before the loop runs again. What was not begun is not left behind with a warning."""
+
+    async def play(s: Scene) -> None:
+        for flow in range(20):
+            s.ask(flow=flow)
+            s.over(flow)
+        await asyncio.sleep(0)
+        await until(lambda: not s.admission._tasks)
+        assert s.services.dialled == []
+
+    scene(play, proxy="socks5://127.0.0.1:1")
+    gc.collect()
+    assert [str(w.message) for w in recwarn.list] == []
