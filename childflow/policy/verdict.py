@@ -223,7 +223,8 @@ def _allow_domain(ask: Ask, end: bytes, rules: Rules) -> Verdict | None:
         found = _allows(rules, name, ask.port)
         if found is not None:
             rule = f"{found.option}={found.text}"
-            return Verdict(Action.ALLOW, matched_domain=found.text, rule=rule, evidence="dns", inspect=_bears_name(ask))
+            inspect = (rules.default_deny or rules.denies_names) and _bears_name(ask)
+            return Verdict(Action.ALLOW, matched_domain=found.text, rule=rule, evidence="dns", inspect=inspect)
     return None
 
 
@@ -403,7 +404,7 @@ def judge_flight(ask: Ask, before: Verdict, name: str | None, source: str, rules
         verdict = step(borne, b"", rules)
         if verdict is not None:
             return verdict._replace(evidence=source)
-    if before.matched_domain is None:
+    if before.matched_domain is None or not rules.default_deny:  # any name that is not denied is as good
         return before._replace(evidence=source, inspect=False)
     found = _allows(rules, name, ask.port)
     if found is None or name not in ask.names:

@@ -60,6 +60,17 @@ def test_name_on_the_wire(made: Rules, name: str, reason: str | None, source: st
         assert verdict.control is not None
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_allowed_names_change_nothing_where_all_are_allowed(protocol: int) -> None:
+    """Others of the same address are reached as without the rule."""
+    ask = Ask(protocol, FAR, 443, ("good.example", "other.example"))
+    assert not judge(ask, rules=rules("--allow-domain", "good.example")).inspect
+    made = rules("--allow-domain", "good.example", "--deny-domain", "bad.example")
+    source = "sni" if protocol == TCP else "quic"
+    for name, reason in (("good.example", None), ("third.example", None), ("bad.example", "deny_domain")):
+        assert flight(made, name, source, ask.names, protocol).reason_code == reason
+
+
 @pytest.mark.parametrize("made", [GOOD, BY_CIDR, BY_DEFAULT])
 def test_no_name_passes_on_what_is_known_already(made: Rules) -> None:
     for source in ("none", "sni", "host", "quic"):
