@@ -146,8 +146,10 @@ class NamePolicy:
         return None if at_gateway else remote
 
     def _elsewhere(self, asked: Asked) -> Ruling:
-        names = self._names.of(asked.remote, self._clock()) if self._rules.has_domain_rules else ()
-        verdict = judge(Ask(_PROTOCOLS[asked.protocol], asked.remote, DNS_PORT, names), self._link, self._rules)
+        now, ask = self._clock(), Ask(_PROTOCOLS[asked.protocol], asked.remote, DNS_PORT)
+        if self._rules.has_domain_rules:
+            ask = ask._replace(names=self._names.of(ask.remote, now), aliases=self._names.aliases_of(ask.remote, now))
+        verdict = judge(ask, self._link, self._rules)
         if self._virtual is not None and is_virtual(asked.remote):
             verdict = NOBODY
         elif verdict.action is Action.ALLOW and self._rules.proxied:

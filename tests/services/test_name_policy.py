@@ -316,6 +316,17 @@ def test_martian_is_not_asked(remote: bytes) -> None:
     scene(play)
 
 
+def test_a_denied_name_on_the_way_to_a_server_denies_it() -> None:
+    async def play() -> None:
+        s = Elsewhere(Upstream(), deny_domains=("denied.test:53",))
+        s.names.learn("dns.test", ("denied.test",), [(FAR4, 60)], asyncio.get_running_loop().time())
+        assert shape(await s.parsed(query(), FAR4)) == (0, 0)
+        assert (s.chosen, [one[2] for one in s.blocked()]) == ([], ["deny_domain"])
+        s.close()
+
+    scene(play)
+
+
 @pytest.mark.case("D08")
 def test_what_another_server_says_is_passed_on_and_teaches_nothing() -> None:
     async def play() -> None:
