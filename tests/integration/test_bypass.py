@@ -8,7 +8,7 @@ that the others would have been seen.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -21,6 +21,7 @@ from tests.lab.attack import (
     attack,
     dns,
     http,
+    listening_at_home,
     named,
     ping,
     question,
@@ -85,6 +86,18 @@ ZONE: dict[str, list[dict[str, object]]] = {
         address("mapped.allowed.test", "64:ff9b::a9fe:a9fe", "2002:a00:3::1", "::ffff:10.0.0.4", "::7f00:1")
     ],
 }
+
+
+@pytest.fixture(scope="module")
+def home(internet_map: Internet) -> Iterator[Callable[[], list[str]]]:
+    with listening_at_home(internet_map) as reached:
+        yield reached
+
+
+@pytest.fixture(autouse=True)
+def nothing_at_home(home: Callable[[], list[str]]) -> Iterator[None]:
+    yield
+    assert home() == [], "the host itself was reached"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from tests.lab.attack import (
     attack,
     dns,
     http,
+    listening_at_home,
     named,
     ping,
     question,
@@ -69,6 +70,18 @@ ZONE = {
     "flip.allowed.test": [address("flip.allowed.test", one, 0) for one in FLIPS],
     **{f"n{n}.allowed.test": [address(f"n{n}.allowed.test", SHARED)] for n in range(CROWD)},
 }
+
+
+@pytest.fixture(scope="module")
+def home(internet_map: Internet) -> Iterator[Callable[[], list[str]]]:
+    with listening_at_home(internet_map) as reached:
+        yield reached
+
+
+@pytest.fixture(autouse=True)
+def nothing_at_home(home: Callable[[], list[str]]) -> Iterator[None]:
+    yield
+    assert home() == [], "the host itself was reached"
 
 
 @pytest.fixture(scope="module")

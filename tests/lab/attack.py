@@ -19,7 +19,10 @@ Not here:   who answers (`serve.py`, `hostile_dns.py`), the oracle itself (`wire
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
@@ -28,11 +31,13 @@ from tests.services.hellos import KEY_SHARE, body, extension, hello, message, re
 from tests.services.quic_client import V1, crypto, initial
 
 from .engine import sleeping
+from .enter import PROJECT
 from .headers import ICMP, ICMP6, TCP, UDP
+from .hosts import SYSTEM_PATH
 from .inject import inject
 from .internet import Internet
-from .processes import Place, Result
-from .wiretap import Packet, Wiretap, payload
+from .processes import Place, Result, environment, own_directory, start
+from .wiretap import Packet, Wiretap, in_network, payload
 
 TLS, HTTP, ECHO = 443, 80, 7
 GATEWAY = "192.0.0.1"
@@ -236,6 +241,22 @@ def attack(
         packets = tap.packets(internet.laptop, internet.server_ip(4))
     asked = {(protocol, internet.server_ip(4), resolver) for protocol in (UDP, TCP)}
     return Outcome(list(attempts), r.json(), r, packets, asked)
+
+
+@contextmanager
+def listening_at_home(internet: Internet) -> Iterator[Callable[[], list[str]]]:
+    """The lab's servers on the laptop itself, loopback included, which no wiretap sees; yields what reached them."""
+    folder = own_directory(f"laptop-{internet.laptop.place.net}", "root")
+    (folder / "witness.jsonl").unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "tests.lab.serve", str(folder)]
+    with start(argv, internet.laptop.place, "root", cwd=PROJECT, env=environment("root", SYSTEM_PATH)) as running:
+        running.says("ready")
+        with in_network(internet.laptop, lambda: socket.create_connection(("127.0.0.1", ECHO), 5)) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        ours = (folder / "witness.jsonl").read_text()
+        assert ours, "it would not be seen"
+        yield lambda: (folder / "witness.jsonl").read_text().removeprefix(ours).splitlines()
 
 
 def raw(
