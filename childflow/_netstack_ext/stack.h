@@ -81,7 +81,7 @@ struct far_end {
 
 struct udp_peer {
 	struct far_end to;
-	uint32_t to_next;              /* in its bucket of cf_stack.translated: index + 1 */
+	uint32_t to_prev, to_next;     /* in its bucket of cf_stack.translated: index + 1, 0 at either end */
 	uint32_t map;                  /* index of the child port's host socket, NONE before the verdict */
 	uint32_t map_prev, map_next;   /* other peers of that socket */
 	struct parked *parked;         /* datagrams that wait for the verdict, oldest first */

@@ -240,25 +240,27 @@ static void translated_link(struct cf_stack *st, struct flow *f)
 {
 	uint32_t *bucket = bucket_of_peer(st, f);
 
+	f->udp.to_prev = 0;
 	f->udp.to_next = *bucket;
+	if (*bucket)
+		flow_at(st, *bucket - 1)->udp.to_prev = f->index + 1;
 	*bucket = f->index + 1;
 }
 
 static void translated_unlink(struct cf_stack *st, struct flow *f)
 {
-	uint32_t *link = bucket_of_peer(st, f);
+	uint32_t *link = f->udp.to_prev ? &flow_at(st, f->udp.to_prev - 1)->udp.to_next : bucket_of_peer(st, f);
 
-	while (*link != f->index + 1) {
-		MUST(st, *link != 0);
-		link = &flow_at(st, *link - 1)->udp.to_next;
-	}
+	MUST(st, *link == f->index + 1);
 	*link = f->udp.to_next;
+	if (f->udp.to_next)
+		flow_at(st, f->udp.to_next - 1)->udp.to_prev = f->udp.to_prev;
 }
 
 /* Two peers of one child port may have one host side; what comes from there is for the one that has sent last. */
 static void translated_sent(struct cf_stack *st, struct flow *f)
 {
-	if (*bucket_of_peer(st, f) == f->index + 1)
+	if (f->udp.to_prev == 0)
 		return;
 	translated_unlink(st, f);
 	translated_link(st, f);

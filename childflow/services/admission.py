@@ -187,7 +187,7 @@ class Admission:
         try:
             await work
         except StackError:
-            pass  # the flow is over
+            self._refuse(question.flow, refusal(question.protocol))  # most likely it is over already
         except asyncio.CancelledError:
             self._refuse(question.flow, Denial.RESET)
             raise

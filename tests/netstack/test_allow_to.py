@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import socket
 import struct
 
@@ -506,3 +507,27 @@ def test_tcp_is_not_forgotten(play):
     play.establish()
     with pytest.raises(StackError):
         play.stack.forget(play.flow)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_udp_many_peers_with_one_host_side_come_and_go(play, seed):
+    """Whatever the order: what comes from there is for the one that has sent last."""
+    rng = random.Random(seed)
+    far = Far(play, 4, VIRTUAL[4])
+    names = [bytes((198, 18, 1, i)) for i in range(30)]
+    flows: dict[bytes, int] = {}
+    for _ in range(400):
+        far.address = rng.choice(names)
+        if far.address in flows and rng.random() < 0.4:
+            play.stack.forget(flows.pop(far.address))
+            play.rest()
+            play.ended(End.IDLE)
+            continue
+        far.hears(far.address)
+        if far.address not in flows:
+            flows[far.address] = far.allowed()
+        far.gets(far.address)
+        far.answers(b"for the last one")
+        child_gets(play, far, CHILD_PORT, b"for the last one")
+    assert play.stack.flow_count() == len(flows)
+    play.no_event()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from childflow.errors import DialError
+from childflow.errors import DialError, StackError
 from childflow.netstack.events import Denial, End, Ended, Flight, Question
 from childflow.policy.policy import policy_of
 from childflow.policy.verdict import Action
@@ -434,3 +434,18 @@ def test_flow_that_ends_before_its_work_begins_leaves_nothing(recwarn: pytest.Wa
     scene(play, proxy="socks5://127.0.0.1:1")
     gc.collect()
     assert [str(w.message) for w in recwarn.list] == []
+
+
+def test_what_the_stack_will_not_have_is_refused() -> None:
+    """The stack takes no address that is not unicast: the flow is alive, and would wait for a minute."""
+
+    async def play(s: Scene) -> None:
+        def refuses(flow: int, address: bytes, port: int) -> None:
+            raise StackError(-2, "no unicast address")
+
+        s.stack.allow_to = refuses  # type: ignore[method-assign]
+        s.ask(virtual(s))
+        await until(lambda: s.stack.denied)
+        assert s.stack.denied == [(1, Denial.RESET)]
+
+    scene(play, **VIRTUAL)
