@@ -33,6 +33,18 @@ def failing(message: bytes) -> list[bytes]:
     return [answer_to(message, rcode=2)]
 
 
+def both_on_one_port() -> tuple[socket.socket, socket.socket]:
+    """A UDP socket, and a TCP one that listens. A port that is free in UDP may still be some TCP connection's."""
+    for _ in range(100):
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind(("127.0.0.1", 0))
+        try:
+            return udp, socket.create_server(udp.getsockname(), backlog=200)
+        except OSError:
+            udp.close()
+    raise AssertionError("no port is free in UDP and TCP")
+
+
 class Upstream:
     """A resolver on loopback, over UDP and TCP on one port, that does as `behaviour` says after `delay` seconds."""
 
@@ -41,10 +53,8 @@ class Upstream:
         self.delay = delay
         self.seen: list[bytes] = []
         self.senders: list[tuple[str, int]] = []
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(("127.0.0.1", 0))
+        self.udp, self.tcp = both_on_one_port()
         self.udp.setblocking(False)
-        self.tcp = socket.create_server(self.udp.getsockname(), backlog=200)
         self.text = f"127.0.0.1:{self.udp.getsockname()[1]}"
         loop = asyncio.get_running_loop()
         loop.add_reader(self.udp.fileno(), self._receive)
