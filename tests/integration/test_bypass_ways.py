@@ -166,6 +166,37 @@ def test_names_by_the_hundred_lead_to_one_address(internet: Internet, lying: str
     assert sorted(done.said["odd"]) == [[0, []], [0, [OK]], [0, [OTHER]], [1, []]]
 
 
+@pytest.mark.case("D14", "D17")
+def test_a_denied_name_where_everything_else_is_allowed(internet: Internet, lying: str) -> None:
+    """However it is written and whoever is asked; without a name an address is just an address."""
+    rules = ("--deny-domain", "evil.test", "--deny-domain", "bücher.test", "--deny-domain-exact", "only.test:443",
+             "--dns", lying)  # fmt: skip
+    spellings = ("evil.test", "EVIL.test", "a.b.evil.test", "evil.test.", "xn--bcher-kva.test", "only.test")
+    denied = {name: "deny_domain_exact" if name == "only.test" else "deny_domain" for name in spellings}
+    attempts = [
+        *(tls(f"sni {name}", EVIL, name).mute(code) for name, code in denied.items()),
+        *(quic(f"{n}q", EVIL, name).denied(code) for n, (name, code) in enumerate(denied.items())),
+        *(http(f"host {name}", EVIL, name).mute("deny_domain") for name in spellings if name != "only.test"),
+        http("with a port", EVIL, "evil.test:8080").mute("deny_domain"),
+        http("as a target", EVIL, "evil.test", target="http://evil.test/").mute("deny_domain"),
+        http("in utf-8", EVIL, "bücher.test").mute("sni_mismatch"),
+        http("percent", EVIL, "ev%69l.test").mute("sni_mismatch"),
+        http("list", EVIL, "a.test, evil.test").mute("sni_mismatch"),
+        http("space", EVIL, "a.test evil.test").mute("sni_mismatch"),
+        http("backslash", EVIL, "a.test", target="http://evil.test\\@a.test/").mute("sni_mismatch"),
+        *(dns(f"{server} {transport} {name}", server, named(name), transport=transport, find=b"hidden")
+          .denied("deny_domain")
+          for server in (GATEWAY, "203.0.113.53") for transport in ("udp", "tcp")
+          for name in ("hidden.evil.test", "hidden.EVIL.Test", "hidden.xn--bcher-kva.test")),
+        tls("prefix", EVIL, "notevil.test").passes(), tls("suffix", EVIL, "evil.test.a.test").passes(),
+        http("other port of it", EVIL, "only.test").passes(), tls("below only", EVIL, "a.only.test").passes(),
+        tls("no name", EVIL).passes(), quic("qother", EVIL, "a.test").passes(),
+        dns("elsewhere", "203.0.113.53", named("seen.test"), find=b"seen").passes(at=lying.partition(":")[0]),
+    ]  # fmt: skip
+    done = attack(internet, rules, attempts, resolver=RESOLVER)
+    done.check()
+
+
 # --- odd packets
 
 
