@@ -47,6 +47,18 @@ def render(settings: Settings, recorder: NullRecorder, status: int, killed: bool
     return _text(settings, recorder, _end_text(status, status > EXIT_SIGNAL_BASE if killed is None else killed))
 
 
+def notes(settings: Settings) -> list[str]:
+    """What the user should know about this run's rules, a sentence each."""
+    given = [text for text in settings.controls() if text.partition("=")[0] in _ABOUT_ADDRESSES]
+    if settings.proxy is None or not settings.virtual_names or not given:
+        return []
+    rules = _few([f"--{_shortened(text.replace('=', ' ', 1), _MAX_LABEL)}" for text in given])
+    return [f"names are looked up by the proxy: where they lead can't be checked against {rules}"]
+
+
+_ABOUT_ADDRESSES = ("block-metadata", "block-private", "deny-cidr", "allow-cidr")
+
+
 # Text.
 
 
@@ -58,6 +70,8 @@ def _text(settings: Settings, recorder: Recorder, end: str) -> str:
         f"  {_count(tally.flows, 'flow')}, {size_text(tally.bytes_up)} up, {size_text(tally.bytes_down)} down; "
         f"{_count(queries, 'DNS query', 'DNS queries')} for {_count(len(tally.names), 'name')}",
     ]
+    lines += _listed("controls", [_shortened(text, _MAX_LABEL) for text in settings.controls()])
+    lines += [f"  note: {text}" for text in notes(settings)]
     lines += _reached(tally, settings.flow_log is not None)
     rest = [
         *_pings(tally),
@@ -140,10 +154,11 @@ def _order(tally: Tally, label: str) -> tuple[int, bytes, int]:
 
 def _listed(title: str, items: list[str]) -> list[str]:
     """One line with the first few of `items`; none where there are none."""
-    if not items:
-        return []
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return [f"  {title}: {', '.join(items[:LISTED])}{more}"]
+    return [f"  {title}: {_few(items)}"] if items else []
+
+
+def _few(items: list[str]) -> str:
+    return ", ".join(items[:LISTED]) + (f" and {len(items) - LISTED} more" if len(items) > LISTED else "")
 
 
 def _unreached(tally: Tally) -> list[str]:

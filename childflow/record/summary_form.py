@@ -14,6 +14,7 @@ import msgspec
 
 from childflow.record.events import EVENT_NAMES
 from childflow.record.recorder import Recorder
+from childflow.record.summary import notes
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -109,12 +110,13 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole summary."""
+    """The whole summary. `notes`: sentences about this run's rules, for people."""
 
     backend: str
     command: str
     exit_code: int
     sandbox_controls: list[str]
+    notes: list[str]
     capture: Capture
     flow_log: FlowLog
     traffic: Traffic
@@ -134,6 +136,7 @@ def summary(settings: Settings, recorder: Recorder, status: int) -> Summary:
         command=shlex.join(settings.command),
         exit_code=status,
         sandbox_controls=settings.controls(),
+        notes=notes(settings),
         capture=Capture(),
         flow_log=_flow_log(settings, recorder, tally),
         traffic=Traffic(

@@ -53,6 +53,24 @@ def test_text_of_a_run_that_reached_nothing_says_so() -> None:
     assert "0 flows, 0 B up, 0 B down; 0 DNS queries for 0 names" in text
 
 
+def test_text_has_the_controls_and_what_a_proxy_hides() -> None:
+    """A proxy that is given addresses has them checked."""
+    settings = Settings(command=("true",), summary=True, proxy="http://proxy.test:1", block_private=True)
+    lines = summary.render(settings, make_recorder(settings), 0).splitlines()
+    assert lines[2] == "  controls: block-private, proxy=http://proxy.test:1"
+    assert lines[3].startswith("  note: names are looked up by the proxy: ")
+    assert lines[3].endswith("against --block-private")
+    assert summary.notes(settings._replace(dns_mode="forward")) == []
+    assert summary.notes(settings._replace(block_private=False, deny_domains=("a.test",))) == []
+    assert summary.notes(settings._replace(proxy=None)) == []
+
+
+def test_text_shows_a_few_controls() -> None:
+    settings = Settings(command=("true",), summary=True, deny_domains=tuple(f"{n}.test" for n in range(9)))
+    lines = summary.render(settings, make_recorder(settings), 0).splitlines()
+    assert lines[2].endswith(", deny-domain=4.test and 4 more")
+
+
 def test_text_tells_names_that_were_only_looked_up() -> None:
     settings, recorder = told()
     resolved(recorder, "elsewhere.test", bytes((192, 0, 2, 9)))
