@@ -14,7 +14,7 @@ MTU that childflow takes for its own, have 1500.
 
 The servers are those of `serve.py`, which also write where each connection was meant to go (`witness()`, field "to").
 `arrived()` and `spoke()` are the kernel's own lists, made before any verdict: whatever the laptop sent to the
-Internet's wire is there. What a proxy on the Internet's own host connects to is not: that is the witness's.
+Internet's wire is there. What a proxy on the Internet's own host writes to is in `spoke_within()`.
 
 Invariants: the lists are complete up to 65,535 destinations; multicast and neighbour discovery are not in it.
 """
@@ -39,6 +39,7 @@ _VERBS = {
 }
 _ARRIVED = ("four", "six", "portless_four", "portless_six")
 _SPOKE = ("spoke_four", "spoke_six")
+_WITHIN = ("within_four", "within_six")
 _TABLES = """
 table inet verbs {
   chain input { type filter hook input priority 10; }
@@ -48,11 +49,17 @@ table inet seen {
   set six { type ipv6_addr . inet_proto . inet_service; size 65535; flags dynamic; }
   set spoke_four { type ipv4_addr . inet_proto . inet_service; size 65535; flags dynamic; }
   set spoke_six { type ipv6_addr . inet_proto . inet_service; size 65535; flags dynamic; }
+  set within_four { type ipv4_addr . inet_proto . inet_service; size 65535; flags dynamic; }
+  set within_six { type ipv6_addr . inet_proto . inet_service; size 65535; flags dynamic; }
   set portless_four { type ipv4_addr . inet_proto; size 65535; flags dynamic; }
   set portless_six { type ipv6_addr . inet_proto; size 65535; flags dynamic; }
+  chain within {
+    meta l4proto { tcp, udp } @ih,0,8 { 0-127, 128-255 } add @within_four { ip daddr . meta l4proto . th dport }
+    meta l4proto { tcp, udp } @ih,0,8 { 0-127, 128-255 } add @within_six { ip6 daddr . meta l4proto . th dport }
+  }
   chain arrival {
     type filter hook prerouting priority -400;
-    iifname lo accept
+    iifname lo goto within
     fib daddr type multicast accept
     meta l4proto { tcp, udp } @ih,0,8 { 0-127, 128-255 } add @spoke_four { ip daddr . meta l4proto . th dport }
     meta l4proto { tcp, udp } @ih,0,8 { 0-127, 128-255 } add @spoke_six { ip6 daddr . meta l4proto . th dport }
@@ -96,6 +103,10 @@ class Internet(Lab):
         """The same of what came with at least one byte behind its TCP or UDP header."""
         return self._listed(_SPOKE)
 
+    def spoke_within(self) -> set[tuple[str, str, int]]:
+        """The same of what programs on the Internet's host sent one another, answers included."""
+        return self._listed(_WITHIN)
+
     def _listed(self, sets: Sequence[str]) -> set[tuple[str, str, int]]:
         found = set()
         for name in sets:
@@ -107,7 +118,7 @@ class Internet(Lab):
 
     def forget(self) -> None:
         """From here on nothing has arrived."""
-        self.server.nft("".join(f"flush set inet seen {name}\n" for name in (*_ARRIVED, *_SPOKE)))
+        self.server.nft("".join(f"flush set inet seen {name}\n" for name in (*_ARRIVED, *_SPOKE, *_WITHIN)))
 
     def restore(self) -> None:
         super().restore()
