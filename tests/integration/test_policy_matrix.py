@@ -157,6 +157,7 @@ BY_METADATA = Denied("metadata", "block-metadata")
 BY_PRIVATE = Denied("private", "block-private")
 BY_NAME = Denied("deny_domain", "deny-domain")
 BY_EXACT = Denied("deny_domain_exact", "deny-domain-exact")
+UNREADABLE = Denied("quic_unreadable", None, "speech")
 BY_FILE = Denied("deny_domain", "deny-domain-file")
 MISMATCH = Denied("sni_mismatch", "allow-domain")
 BY_PROXY = Denied("proxy_only", "proxy-only")
@@ -237,6 +238,8 @@ ROWS: dict[str, tuple[Sequence[str], list[Cell]]] = {
             *borne("sub.bad.test", OTHER, BY_NAME),
             *borne("good.test", OPEN),
             *tcp(named("to-bad.test"), BY_NAME.at("answer")),
+            *udp(THIRD, UNREADABLE, TLS),
+            *tcp(THIRD, None, TLS),
         ],
     ),
     "deny-domain port": (
@@ -278,6 +281,23 @@ ROWS: dict[str, tuple[Sequence[str], list[Cell]]] = {
             *every(OPEN, NOT_BY_DEFAULT, SHUT_NAME),
             *by_name("good.test", NOT_BY_DEFAULT),
             *borne("bad.test", SHUT),
+        ],
+    ),
+    "allow-cidr of the resolver": (
+        [*DENY, "--allow-cidr", "198.51.100.1", "--dns", "198.51.100.1"],
+        [
+            *dns("good.test"),
+            *tcp(named("good.test"), NOT_BY_DEFAULT),
+            *udp(named("good.test"), NOT_BY_DEFAULT),
+            *ping(named("good.test"), NOT_BY_DEFAULT),
+        ],
+    ),
+    "deny-cidr of the host's resolver": (
+        ["--deny-cidr", "198.51.100.0/24"],
+        [
+            *by_name("good.test"),
+            *dns(SHUT_NAME, BY_NET, {4: "198.51.100.9", 6: "64:ff9b::c633:6409"}),
+            *tcp({4: "198.51.100.1", 6: "64:ff9b::c633:6401"}, BY_NET),
         ],
     ),
     "allow-cidr port": (
@@ -540,6 +560,23 @@ def only_by_socks(cell: Cell) -> bool:
 @pytest.mark.parametrize("row", PRECEDENCE)
 def test_precedence(internet: Internet, row: str) -> None:
     check(internet, *PRECEDENCE[row])
+
+
+def test_flow_log_says_what_a_verdict_rests_on(internet: Internet) -> None:
+    cells = [*tcp(OTHER), *tcp(named("third.good.test")), *borne("good.test", named("good.test"))]
+    flags = [*DENY, "--allow-domain", "good.test", "--allow-cidr", OTHER[4], "--allow-cidr", OTHER[6]]
+    r = check(internet, flags, cells)
+    found = {(end["remote_ip"], end["evidence"], end["server_name"]) for end in r.events_of("flow_end")}
+    assert found == {
+        *((host, "address", None) for host in OTHER.values()),
+        *((host, "dns", None) for host in THIRD.values()),
+        *((host, kind, "good.test") for host in OPEN.values() for kind in ("sni", "host", "quic")),
+    }
+    rules = {(event["remote_ip"], event["rule"]) for event in r.events_of("connect_attempt")}
+    assert rules == {
+        *((host, f"allow-cidr={host}") for host in OTHER.values()),
+        *((host, "allow-domain=good.test") for host in (*OPEN.values(), *THIRD.values())),
+    }
 
 
 def test_summary_has_the_controls_and_what_can_not_be_checked(internet: Internet, proxies: Proxies) -> None:
