@@ -20,10 +20,11 @@ NAMES_OF_ONE = 256  # a name of one address more makes the oldest go, so that no
 
 
 class Names:
-    """Names by address; `limit` bounds the pairs of a name and an address."""
+    """Names by address; `limit` bounds the pairs of a name and an address, and the aliases of each, all in all."""
 
     def __init__(self, limit: int = 65536) -> None:
         self._limit = limit
+        self._size = 0
         self._until: dict[tuple[bytes, str], float] = {}  # in the order of learning
         self._by_address: dict[bytes, dict[str, tuple[str, ...]]] = {}  # names, each with its chain
 
@@ -43,10 +44,12 @@ class Names:
             before = self._until.pop(pair, until)
             self._until[pair] = max(before, until)
             known = self._by_address.setdefault(end, {})
+            self._size -= 1 + len(known[name]) if name in known else 0
             known[name] = _merged(known.pop(name, ()), aliases)
+            self._size += 1 + len(known[name])
             if len(known) > NAMES_OF_ONE:
                 self._forget((end, next(iter(known))))
-            if len(self._until) > self._limit:
+            while self._size > self._limit:
                 self._forget(next(iter(self._until)))
 
     def of(self, address: bytes, now: float) -> tuple[str, ...]:
@@ -70,7 +73,7 @@ class Names:
         del self._until[pair]
         address, name = pair
         known = self._by_address[address]
-        del known[name]
+        self._size -= 1 + len(known.pop(name))
         if not known:
             del self._by_address[address]
 

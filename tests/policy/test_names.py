@@ -82,6 +82,19 @@ def test_one_address_with_a_thousand_names_is_bounded() -> None:
 
 
 @pytest.mark.case("D11")
+def test_aliases_count_too_so_that_a_hostile_zone_takes_no_more_memory_than_an_honest_one() -> None:
+    names = Names(limit=100)
+    for round_ in range(50):
+        for number in range(40):
+            chain = [f"{round_}-{number}-{step}.evil.example" for step in range(20)]
+            names.learn(f"{number}.evil.example", chain, [(bytes((203, 0, 113, number)), 60)], now=0.0)
+    held = names._by_address.values()
+    assert sum(1 + len(chain) for known in held for chain in known.values()) == names._size <= 100
+    assert len(names) == sum(len(known) for known in held) > 0
+    names.of(bytes((203, 0, 113, 39)), now=1e6)  # its time is over
+    assert names._size < 100
+
+
 def test_an_address_that_no_look_up_led_to_is_denied_and_so_is_one_after_its_time() -> None:
     made = rules("--default-policy", "deny", "--allow-domain", "good.example")
     names = Names()
