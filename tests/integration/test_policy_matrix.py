@@ -520,7 +520,7 @@ def proxies(internet_map: Internet) -> Iterator[Proxies]:
         yield started
 
 
-@pytest.mark.case("D14", "D43")
+@pytest.mark.case("D05", "D14", "D43")
 @pytest.mark.parametrize("row", ROWS)
 def test_row(internet: Internet, lists: str, row: str) -> None:
     flags, cells = ROWS[row]
