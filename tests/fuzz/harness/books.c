@@ -110,16 +110,18 @@ static void check_translated(const struct cf_stack *st, const struct flow *f)
 {
 	const struct far_end *to = &f->udp.to;
 	struct far_end used = {.address_len = f->address_len, .port = f->remote_port};
-	uint32_t i;
+	uint32_t i, before = 0;
 
 	memcpy(used.address, f->remote, f->address_len);
 	HOLDS(f->udp.translated == !same_end(to, &used));
 	if (!f->udp.translated)
 		return;
 	i = st->translated[flow_hash(st->cfg.hash_key, PROTO_UDP, to->address_len, f->child_port, to->address, to->port) & st->bucket_mask];
-	while (i != 0 && i != f->index + 1)
+	while (i != 0 && i != f->index + 1) {
+		before = i;
 		i = flow_at(st, i - 1)->udp.to_next;
-	HOLDS(i == f->index + 1);
+	}
+	HOLDS(i == f->index + 1 && f->udp.to_prev == before);
 }
 
 static void check_udp(const struct cf_stack *st, const struct flow *f)

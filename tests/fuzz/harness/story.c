@@ -582,6 +582,21 @@ static void step_answer(struct cf_stack *st, const uint8_t *r)
 	story_rest(st, true);
 }
 
+/* UDP's host side is gone. A question about what is forgotten is stale from then on. */
+static void forget(struct cf_stack *st, const uint8_t *r)
+{
+	struct flow *f = st->flow_top ? flow_at(st, r[4] % st->flow_top) : NULL;
+	cf_flow_id id;
+	bool udp;
+
+	if (!f || f->state == CLOSED)
+		return;
+	id = flow_id(f);
+	udp = f->protocol == PROTO_UDP;
+	HOLDS(cf_flow_forget(st, id) == (udp ? CF_OK : CF_EFLOW));
+	HOLDS(!flow_of_id(st, id) == udp);
+}
+
 static void step_api(struct cf_stack *st, const uint8_t *r)
 {
 	uint8_t bytes[64] = {0x45, 0, 0, 40, [9] = 17};
@@ -599,6 +614,10 @@ static void step_api(struct cf_stack *st, const uint8_t *r)
 	default:
 		if (r[3] == 0xff)
 			cf_close_all(st);
+		else if (r[3] & 1)
+			forget(st, r);
+		else
+			cf_clock(st, world.now);
 	}
 	world.unchecked = false;
 	story_rest(st, true);
