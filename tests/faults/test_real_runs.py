@@ -20,9 +20,7 @@ from tests.lab.lab import Caller, Lab
 from tests.lab.processes import CALLERS, Result
 
 CPU_S = 1.5  # of childflow and the command; some 0.2 without a fault
-# Of one allocation in some seventy that fails, CPython prints a traceback when it exits, or DNS over TCP stays silent.
-UNEVEN = pytest.mark.xfail(strict=False, reason="CPython and libuv do not come out of every failure whole")
-ALLOCATIONS = (pytest.param("malloc", marks=UNEVEN), "calloc", pytest.param("realloc", marks=UNEVEN))
+ALLOCATIONS = ("malloc", "calloc", "realloc")
 Found = tuple[Result, dict[str, int], float]
 
 

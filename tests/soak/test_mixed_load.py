@@ -36,7 +36,6 @@ BULK = 16 << 20
 OUTAGE_EVERY_S, OUTAGE_S = 45, 4
 REST_EVERY_S, REST_S = 150, 6
 UDP_IDLE_S = 300
-RING_KIB = 512
 LEAK_KIB_PER_HOUR = 1024
 
 
@@ -184,12 +183,11 @@ class Load:
         return {name: dict(job.told) for name, job in self.jobs.items()}
 
     def slope(self) -> float:
-        """KiB an hour: between the medians of the middle third of the samples and of the last third. Memory comes and
-        goes by whole rings that are kept for the next flow, so that one of them is no growth."""
+        """KiB an hour: between the medians of the middle third of the samples and of the last third."""
         third = len(self.samples) // 3
         middle, last = self.samples[third : 2 * third], self.samples[-third:]
         (t1, m1), (t2, m2) = ((median(s[0] for s in part), median(s[1] for s in part)) for part in (middle, last))
-        return (m2 - m1 - RING_KIB) / (t2 - t1) * 3600
+        return (m2 - m1) / (t2 - t1) * 3600
 
     def report(self) -> None:
         print(json.dumps(self.told(), indent=1))
