@@ -433,7 +433,7 @@ def test_resolver_dies_with_many_queries_on_their_way() -> None:
         await until(lambda: len(first.seen) == 200)
         first.close()
         s.service.query(datagram(query(), 9999))
-        await until(lambda: len(s.stack.replies) == 201)
+        await until(lambda: len(s.stack.replies) == 201, 3)
         assert all(rcode_of(answer) == 0 for _, answer in s.stack.replies)
         second.close()
         s.service.close()
